@@ -1,0 +1,264 @@
+"""The processes that work on one build: a single one, or those that an MPI launcher started.
+
+Messages are JSON, sent to and from rank 0 only. Waiting sleeps instead of spinning, so a process
+that is done leaves its core to the others. If any process fails, all of them end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from data_pipeline.errors import DataError
+
+# Each is set by a launcher for the processes it starts: MPICH and Intel MPI, Open MPI, PMIx (srun).
+_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LOCAL_SIZE_VARIABLES = (
+    "MPI_LOCALNRANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+    "SLURM_NTASKS_PER_NODE",
+)
+_PRESENCE_VARIABLES = (*_SIZE_VARIABLES, "PMI_RANK", "PMIX_RANK")
+
+_TAG = 1
+_POLL_SECONDS = 0.01
+_REPORT_SECONDS = 0.2
+
+Report = Callable[[int], None]
+
+
+class Team:
+    """Rank and size of this process, and the work it shares with the others."""
+
+    def __init__(self, communicator: Any = None) -> None:
+        """Wraps an mpi4py communicator, or stands for a single process.
+
+        Args:
+            communicator: `MPI.COMM_WORLD`, or None.
+        """
+        self._communicator = communicator
+        self._outbox: list[tuple[Any, bytes]] = []
+        self.rank: int = 0 if communicator is None else communicator.rank
+        self.size: int = 1 if communicator is None else communicator.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which plans, collects and writes what is common."""
+        return self.rank == 0
+
+    def threads(self) -> int:
+        """Threads this process may use so that all of them together fill their machine."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        local = next(
+            (int(os.environ[name]) for name in _LOCAL_SIZE_VARIABLES if _is_number(name)), self.size
+        )
+        return max(1, (cores or 1) // max(1, local))
+
+    def broadcast(self, value: Any) -> Any:
+        """Hands the value of rank 0 to all; the others' argument does not matter."""
+        if not self.is_first:
+            return self._receive(0)
+        for rank in range(1, self.size):
+            self._send(rank, value)
+        self._flush()
+        return value
+
+    def run(
+        self,
+        work: Callable[[int, Report], Any],
+        owners: Sequence[int],
+        on_progress: Callable[[int], None],
+    ) -> list[Any]:
+        """Does tasks 0, 1, 2, ..., each on the process that owns it.
+
+        Args:
+            work: Does the task of a number and returns a JSON value; meanwhile it may report
+                amounts that it has done.
+            owners: [tasks] rank of each task.
+            on_progress: Called on rank 0 with the amount reported by all so far.
+
+        Returns:
+            On rank 0 the results of all tasks in order; elsewhere an empty list.
+        """
+        mine = [task for task, owner in enumerate(owners) if owner == self.rank]
+        if self.is_first:
+            return self._run_first(work, mine, len(owners), on_progress)
+        pending, last_seconds = 0, time.monotonic()
+
+        def report(amount: int) -> None:
+            nonlocal pending, last_seconds
+            pending += amount
+            if time.monotonic() - last_seconds > _REPORT_SECONDS:
+                self._send(0, {"amount": pending})
+                pending, last_seconds = 0, time.monotonic()
+
+        for task in mine:
+            result = work(task, report)
+            self._send(0, {"amount": pending, "task": task, "result": result})
+            pending = 0
+        self._flush()
+        return []
+
+    def _run_first(
+        self,
+        work: Callable[[int, Report], Any],
+        mine: list[int],
+        num_tasks: int,
+        on_progress: Callable[[int], None],
+    ) -> list[Any]:
+        results: dict[int, Any] = {}
+        total, last_seconds = 0, time.monotonic()
+
+        def add(message: dict[str, Any]) -> None:
+            nonlocal total
+            total += message["amount"]
+            if "task" in message:
+                results[message["task"]] = message["result"]
+
+        def report(amount: int) -> None:
+            nonlocal total, last_seconds
+            total += amount
+            if time.monotonic() - last_seconds > _REPORT_SECONDS:
+                for message in self._arrived():
+                    add(message)
+                on_progress(total)
+                last_seconds = time.monotonic()
+
+        for task in mine:
+            results[task] = work(task, report)
+            report(0)
+        while len(results) < num_tasks:
+            time.sleep(_POLL_SECONDS)
+            for message in self._arrived():
+                add(message)
+            report(0)
+        on_progress(total)
+        return [results[task] for task in range(num_tasks)]
+
+    def _send(self, rank: int, value: Any) -> None:
+        if self._communicator is None:
+            return
+        data = json.dumps(value).encode()
+        self._outbox.append((self._communicator.Isend([data, _byte_type()], rank, _TAG), data))
+        self._outbox = [entry for entry in self._outbox if not entry[0].Test()]
+
+    def _flush(self) -> None:
+        while self._outbox:
+            self._outbox = [entry for entry in self._outbox if not entry[0].Test()]
+            if self._outbox:
+                time.sleep(_POLL_SECONDS)
+
+    def _receive(self, rank: int) -> Any:
+        while not self._communicator.Iprobe(rank, _TAG):
+            time.sleep(_POLL_SECONDS)
+        return self._take(rank)
+
+    def _arrived(self) -> Iterator[Any]:
+        """Messages that are there now, those of any one rank in the order sent."""
+        for rank in range(1, self.size):
+            while self._communicator.Iprobe(rank, _TAG):
+                yield self._take(rank)
+
+    def _take(self, rank: int) -> Any:
+        from mpi4py import MPI
+
+        status = MPI.Status()
+        self._communicator.Probe(rank, _TAG, status)
+        data = bytearray(status.Get_count(_byte_type()))
+        self._communicator.Recv([data, _byte_type()], rank, _TAG)
+        return json.loads(data)
+
+
+@contextlib.contextmanager
+def joined_team() -> Iterator[Team]:
+    """The team this process belongs to; MPI is loaded only where a launcher started us.
+
+    If the block fails in a team of several, one line (for a program error a traceback) goes to
+    standard error and all processes end with exit status 1: the others would wait for ever.
+
+    Raises:
+        DataError: If a launcher started us but MPI does not work.
+    """
+    if not any(name in os.environ for name in _PRESENCE_VARIABLES):
+        yield Team()
+        return
+    team = _mpi_team()
+    if team.size == 1:
+        yield team
+        return
+    try:
+        yield team
+    except DataError as error:
+        _abort(team, f"error on rank {team.rank} of {team.size}: {error}")
+    except KeyboardInterrupt:
+        _abort(team, None, exit_status=128 + signal.SIGINT)
+    except BaseException:
+        _abort(team, traceback.format_exc().rstrip())
+
+
+def _mpi_team() -> Team:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise DataError(
+            f"this process was started by an MPI launcher, but mpi4py finds no MPI ({error}): "
+            'install one ("pip install mpich") or start without the launcher'
+        ) from error
+    team = Team(MPI.COMM_WORLD)
+    announced = next((int(os.environ[name]) for name in _SIZE_VARIABLES if _is_number(name)), None)
+    if announced is not None and announced != team.size:
+        raise DataError(
+            f"the MPI launcher started {announced} processes, but mpi4py's MPI sees {team.size}: "
+            "use the launcher of the same MPI (the mpiexec beside this Python)"
+        )
+    return team
+
+
+def _abort(team: Team, message: str | None, *, exit_status: int = 1) -> NoReturn:
+    sys.stdout.flush()
+    if message is not None:
+        # In one piece, or the launcher may mix it with another process's lines.
+        sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    # MPI would add a line of its own about the call; ours says what is wrong.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    team._communicator.Abort(exit_status)
+    os._exit(exit_status)
+
+
+def _is_number(variable: str) -> bool:
+    return os.environ.get(variable, "").isdigit()
+
+
+def _byte_type() -> Any:
+    from mpi4py import MPI
+
+    return MPI.BYTE
+
+
+def split_by_cost(costs: Sequence[int], num_ranks: int) -> list[int]:
+    """Deals tasks out in runs of neighbours of about the same cost.
+
+    Neighbours stay together so that each process reads its own stretch of the corpus.
+
+    Args:
+        costs: [tasks] non-negative.
+        num_ranks: Number of processes.
+
+    Returns:
+        [tasks] ranks, never falling.
+    """
+    total = sum(costs) or 1
+    owners, before = [], 0
+    for cost in costs:
+        owners.append(min(num_ranks - 1, num_ranks * (2 * before + cost) // (2 * total)))
+        before += cost
+    return owners
