@@ -12,6 +12,7 @@ import sentencepiece
 
 from data_pipeline.corpus import Document
 from data_pipeline.errors import DataError
+from data_pipeline.exact_scores import with_exact_scores
 from data_pipeline.permutation import check_seed
 from data_pipeline.progress import Progress, ProgressCallback
 from data_pipeline.segments import SegmentSample
@@ -115,7 +116,7 @@ def _train_in_thread(segments: list[str], vocab_size: int) -> bytes:
         thread.join(timeout=0.1)
     if errors:
         raise _explained(str(errors[0]), vocab_size, segments) from errors[0]
-    return writer.getvalue()
+    return with_exact_scores(writer.getvalue())
 
 
 def _explained(message: str, vocab_size: int, segments: list[str]) -> DataError:

@@ -1,0 +1,158 @@
+"""Everything one rank needs to train, put together in the order in which it can fail cheaply."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.stream import BatchLoader, PretrainingStream
+from data_pipeline.unigram import target_unigram
+from pretrain.checkpoint import Position, find_resumable, load_checkpoint
+from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest
+from pretrain.config import RunConfig
+from pretrain.engine import build_engine
+from pretrain.errors import CheckpointError, RunError
+from pretrain.evaluate import HeldoutEvaluation
+from pretrain.hardware import describe_environment, peak_flops_per_second
+from pretrain.loop import Trainer
+from pretrain.metrics import MetricsWriter, ProgressLine
+from pretrain.ranks import Ranks
+from pretrain.resume import differences, fingerprints
+from pretrain.run_folder import RunFolder, write_atomically, write_json
+from pretrain.stop import StopRequest
+from spade_model import SpadeForSeq2Seq
+from spade_model.cost import training_flops_per_sample
+
+UNIGRAM_SAMPLES = 2000
+"""Training samples from which the unigram baseline is counted."""
+
+
+def assemble_trainer(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    stop: StopRequest,
+    *,
+    fresh: bool,
+    logger: logging.Logger,
+) -> Trainer:
+    """Open the data, find the checkpoint to go on from, build the model, fill it.
+
+    The process group must have been started; every rank calls this.
+
+    Args:
+        config: The resolved configuration.
+        ranks: This process's place.
+        device: Where it computes.
+        stop: Its request to stop.
+        fresh: Refuse to resume.
+        logger: This rank's log.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        CheckpointError: If the checkpoint belongs to another run.
+        RunError: If ``fresh`` and there is a checkpoint.
+    """
+    first = ranks.rank == 0
+    folder = RunFolder(config.run_path)
+    objective = config.data.objective()
+    stream = PretrainingStream(config.data.train, objective, seed=config.train.seed)
+    heldout = PretrainingStream(config.data.heldout, objective, seed=config.train.seed)
+    data_fingerprints = fingerprints(config)
+    evaluation = HeldoutEvaluation(
+        heldout,
+        samples=config.evaluation.samples,
+        micro_batch_size=config.train.micro_batch_size,
+        baseline=target_unigram(stream, UNIGRAM_SAMPLES),
+        first_sentinel_id=stream.manifest.piece_count,
+        ranks=ranks,
+        device=device,
+    )
+
+    checkpoint = _agreed_checkpoint(folder, ranks, device, logger)
+    if checkpoint is not None:
+        _check_resumable(config, folder, checkpoint, data_fingerprints, fresh=fresh)
+    torch.manual_seed(config.train.seed)  # the same initial weights on every rank
+    model = SpadeForSeq2Seq(config.model)
+    model.set_activation_checkpointing(config.train.activation_checkpointing)
+    engine = build_engine(model, config, ranks.world_size, device)
+    position = Position()
+    if checkpoint is not None:
+        position = load_checkpoint(engine, folder.checkpoints / folder_name(checkpoint))
+
+    metrics = None
+    if first:
+        write_atomically(folder.config_path, config.to_yaml())
+        write_json(folder.environment_path, describe_environment(ranks, device))
+        metrics = MetricsWriter(folder, position.step)
+    progress = ProgressLine(position.step, config.train.max_steps, silent=not first)
+    if position.step:
+        progress.say(f"resuming after step {position.step} of {config.train.max_steps}")
+        if metrics is not None:
+            record = {"event": "resume", "step": position.step, "processes": ranks.world_size}
+            metrics.write(record)
+
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    flops_per_sample = training_flops_per_sample(
+        config.model, objective.input_length_tokens, objective.target_length_tokens
+    )
+    return Trainer(
+        config=config,
+        engine=engine,
+        loader=BatchLoader(
+            stream,
+            global_batch_size=config.train.global_batch_size,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            start_step=position.step,
+        ),
+        evaluation=evaluation,
+        metrics=metrics,
+        progress=progress,
+        ranks=ranks,
+        device=device,
+        stop=stop,
+        position=position,
+        fingerprints=data_fingerprints,
+        flops_per_step=flops_per_sample * config.train.global_batch_size,
+        peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
+    )
+
+
+def _agreed_checkpoint(
+    folder: RunFolder, ranks: Ranks, device: torch.device, logger: logging.Logger
+) -> int | None:
+    """The step of the newest sound checkpoint: rank 0 looks, all go by what it found."""
+    step = -1
+    if ranks.rank == 0:
+        checkpoint, passed_over = find_resumable(folder.path)
+        for problem in passed_over:
+            logger.warning("passed over: %s", problem)
+            print(f"passed over a damaged checkpoint: {problem}", flush=True)
+        if checkpoint is not None:
+            step = read_manifest(checkpoint)["step"]
+    shared = torch.tensor([step], dtype=torch.int64, device=device)
+    dist.broadcast(shared, src=0)
+    found = int(shared.item())
+    return found if found >= 0 else None
+
+
+def _check_resumable(
+    config: RunConfig, folder: RunFolder, step: int, now: dict[str, str], *, fresh: bool
+) -> None:
+    path = folder.checkpoints / folder_name(step)
+    if fresh:
+        raise RunError(
+            f"{config.run_path} already holds {path.name} and --fresh refuses to resume; "
+            "choose another name= or remove the folder"
+        )
+    saved = read_manifest(path)["fingerprints"]
+    found = differences(load_run_config(path), saved, config, now)
+    if found:
+        raise CheckpointError(
+            f"{path} belongs to another run: {'; '.join(found)}; restore these or choose "
+            "another name="
+        )
