@@ -1,0 +1,143 @@
+"""Full attention of the decoder: causal over its own tokens, and across to the encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spade_model.cache import KeyValueCache
+from spade_model.config import SpadeConfig
+
+
+def causal_mask(
+    valid: Tensor | None, length_tokens: int, past_tokens: int, device: torch.device
+) -> Tensor | None:
+    """Return which keys each decoder query may see, or None if plain causality says it all.
+
+    A query sees the valid keys up to itself, and always itself: a row without any key would have
+    no meaning, whatever the mask says.
+
+    Args:
+        valid: Bool [B, past + T], False where padded, or None.
+        length_tokens: T, the queries.
+        past_tokens: Keys in front of the first query.
+        device: Where the hidden states are.
+
+    Returns:
+        Bool [B or 1, 1, T, past + T], or None: then every query sees all keys if there is one
+        query, and causality holds from the first key on if there are more.
+
+    Raises:
+        ValueError: The mask covers another number of keys.
+    """
+    num_keys = past_tokens + length_tokens
+    if valid is None and (length_tokens == 1 or past_tokens == 0):
+        return None
+    if valid is None:
+        valid = torch.ones(1, num_keys, dtype=torch.bool, device=device)
+    elif valid.shape[1] != num_keys:
+        raise ValueError(
+            f"decoder_attention_mask covers {valid.shape[1]} tokens but there are {num_keys}; "
+            "give one value for each cached and each new token"
+        )
+    query = torch.arange(past_tokens, num_keys, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)[None, :]
+    allowed = (valid[:, None, :] & (key <= query)) | (key == query)
+    return allowed[:, None]
+
+
+def _split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """[B, T, parts * H * D] to `parts` tensors [B, H, T, D]."""
+    heads = x.view(*x.shape[:2], parts, num_heads, -1)
+    return tuple(part.transpose(1, 2) for part in heads.unbind(2))
+
+
+class CausalSelfAttention(nn.Module):
+    """Decoder self-attention; positions come from the embeddings, scores are scaled."""
+
+    def __init__(self, config: SpadeConfig, layer_index: int) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.num_heads, self.scale = config.num_heads, config.head_dim**-0.5
+        self.dropout = config.dropout
+        inner, bias = config.inner_dim, config.decoder_bias
+        self.query_key_value = nn.Linear(config.d_model, 3 * inner, bias=bias)
+        self.output = nn.Linear(inner, config.d_model, bias=bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+        """Attend to the past.
+
+        Args:
+            hidden: [B, T, d_model].
+            mask: From `causal_mask`.
+            cache: Keys and values of the tokens before, extended in place, or None.
+
+        Returns:
+            [B, T, d_model].
+        """
+        query, key, value = _split_heads(self.query_key_value(hidden), 3, self.num_heads)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_index)
+        attended = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+class CrossAttention(nn.Module):
+    """Attention from the decoder to the encoder's output."""
+
+    def __init__(self, config: SpadeConfig, layer_index: int) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.num_heads, self.scale = config.num_heads, config.head_dim**-0.5
+        self.dropout = config.dropout
+        inner, bias = config.inner_dim, config.decoder_bias
+        self.query = nn.Linear(config.d_model, inner, bias=bias)
+        self.key_value = nn.Linear(config.d_model, 2 * inner, bias=bias)
+        self.output = nn.Linear(inner, config.d_model, bias=bias)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        encoder_hidden_states: Tensor,
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """Attend to the encoder.
+
+        Args:
+            hidden: [B, T, d_model].
+            encoder_hidden_states: [B, L, d_model].
+            mask: Bool [B, 1, 1, L], False where padded, or None.
+            cache: Filled at the first call and then used instead of the encoder's output.
+
+        Returns:
+            [B, T, d_model].
+        """
+        (query,) = _split_heads(self.query(hidden), 1, self.num_heads)
+        kept = None if cache is None else cache.get(self.layer_index)
+        if kept is not None:
+            key, value = kept
+        else:
+            key, value = _split_heads(self.key_value(encoder_hidden_states), 2, self.num_heads)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_index)
+        attended = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output
