@@ -69,6 +69,9 @@ class TrainSettings(Section):
     """Largest global gradient norm."""
     activation_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass: less memory, a third more work."""
+    deterministic: bool = False
+    """On GPUs use only kernels that give the same bits every time, about a quarter slower: needed
+    for runs that are to be equal bit for bit. On CPUs they always are."""
     log_every_steps: Positive = 1
     """Steps between two lines of metrics."""
 

@@ -40,15 +40,23 @@ def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
     return result
 
 
-def start_processes(device: torch.device) -> None:
+def start_processes(device: torch.device, *, deterministic: bool = False) -> None:
     """Join the process group; the rendezvous variables must be set.
 
     DeepSpeed would compile a shared-memory kernel with g++ here on a CPU (one to three minutes the
     first time, and an error without a compiler). Only its inference all-reduce calls that kernel,
     so it is marked as not available and the start needs no compiler.
+
+    Args:
+        device: This rank's device.
+        deterministic: Allow only kernels that give the same bits every time.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    if deterministic:
+        # cuBLAS reads this when it starts; without it torch refuses its matrix products.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     import deepspeed
 
     if device.type == "cuda":

@@ -64,7 +64,7 @@ def _train(
     from pretrain.hardware import pick_device
 
     device = pick_device(ranks.local_rank)
-    start_processes(device)
+    start_processes(device, deterministic=config.train.deterministic)
     try:
         trainer = assemble_trainer(config, ranks, device, stop, fresh=fresh, logger=logger)
         try:

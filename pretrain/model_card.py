@@ -1,0 +1,172 @@
+"""The README of an exported checkpoint: what is known about it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LOSS_NAMES = {
+    "eval/heldout/loss": "all target tokens",
+    "eval/heldout/text_loss": "text alone (no sentinels, no end of sequence)",
+}
+
+
+def model_card(provenance: Mapping[str, Any]) -> str:
+    """Renders the card.
+
+    Args:
+        provenance: What `pretrain.export` writes into `provenance.json`.
+
+    Returns:
+        Markdown with YAML front matter.
+    """
+    return (
+        "\n\n".join(
+            [
+                _front_matter(),
+                f"# {provenance['run']}: a SPADE encoder-decoder",
+                _introduction(provenance),
+                _loading(),
+                _input_format(provenance),
+                _pretraining(provenance),
+                _losses(provenance),
+                _fine_tuning(provenance),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _front_matter() -> str:
+    tags = ("spade", "state-space-model", "long-document", "encoder-decoder", "span-corruption")
+    lines = ["library_name: transformers", "pipeline_tag: text2text-generation", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+
+
+def _introduction(provenance: Mapping[str, Any]) -> str:
+    model = provenance["model"]
+    layers = model["state_space_layers"]
+    mixing = (
+        "a state-space layer (S4) beside local attention in the bottom "
+        f"{'layer' if layers == 1 else f'{layers} layers'} of the encoder, local attention in the "
+        "others"
+        if layers
+        else "local attention in the encoder"
+    )
+    return (
+        f"A long-document encoder-decoder with {provenance['parameters']:,} parameters: {mixing}, "
+        "and full attention in the decoder. It was pretrained to fill in masked spans of text and "
+        "has seen no other task: fine-tune it before you ask it for anything else."
+    )
+
+
+def _loading() -> str:
+    return """## Loading
+
+```python
+import spade_model.huggingface  # pip install "spade-pretrain[hf]"; registers the classes
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+
+batch = tokenizer(["Once upon a <extra_id_0> there was"], return_tensors="pt", padding=True)
+output = model.generate(**batch, max_new_tokens=20)
+print(tokenizer.decode(output[0]))
+```
+
+`tokenizer.json` needs neither SentencePiece nor protobuf; `spiece.model` is the same vocabulary as
+a SentencePiece model. Pass the `attention_mask` with every padded batch, as above: padding on
+either side then changes nothing."""
+
+
+def _input_format(provenance: Mapping[str, Any]) -> str:
+    tokenizer, objective = provenance["tokenizer"], provenance["objective"]
+    first = tokenizer["vocab_size"] - 1
+    return f"""## Input and output
+
+- Input: text in which each masked span is one sentinel, `<extra_id_0>` for the first,
+  `<extra_id_1>` for the second and so on, and `</s>` at the end, which the tokenizer appends.
+- Target: `<extra_id_0>`, the tokens of the first span, `<extra_id_1>`, those of the second, …, and
+  `</s>`. The decoder starts from `<pad>`.
+- Ids: `<pad>` {tokenizer["pad_token_id"]}, `</s>` {tokenizer["eos_token_id"]}, `<unk>` \
+{tokenizer["unk_token_id"]}; sentinel k has id {first} - k, down to \
+{tokenizer["piece_count"]} (there are {tokenizer["sentinel_count"]}).
+- Spaces, tabs and line ends are kept as they are, and every character can be represented. Text is
+  tokenized line by line.
+- Lengths in pretraining: {objective["input_length_tokens"]:,} input tokens and \
+{objective["target_length_tokens"]:,} target tokens.
+  Longer inputs are possible; targets are limited to \
+{provenance["model"]["max_target_length_tokens"]:,} tokens by the decoder's positions."""
+
+
+def _pretraining(provenance: Mapping[str, Any]) -> str:
+    objective, training = provenance["objective"], provenance["training"]
+    fingerprints = provenance["fingerprints"]
+    rows = {
+        "steps": f"{provenance['step']:,}",
+        "samples": f"{provenance['sample_index']:,}",
+        "tokens seen (before masking)": f"{provenance['tokens_seen']:,}",
+        "objective": (
+            f"span corruption, density {objective['noise_density']}, "
+            f"mean span {objective['mean_span_tokens']} tokens"
+        ),
+        "global batch": f"{training['global_batch_size']:,} samples",
+        "precision": training["precision"],
+        "seed": training["seed"],
+        "weights stored as": (
+            "float32"
+            if provenance["dtype"] == "float32"
+            else f"{provenance['dtype']}, state-space layers float32"
+        ),
+        "code": f"`{provenance['code_version']}`",
+        "training data": f"`{fingerprints['train']}`",
+        "held-out data": f"`{fingerprints['heldout']}`",
+        "tokenizer": f"`{fingerprints['tokenizer']}`",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "## Pretraining\n\n| | |\n|---|---|\n"
+        f"{table}\n\nData sets and tokenizer are named by the SHA-256 of their manifests. "
+        "`provenance.json` has the whole configuration."
+    )
+
+
+def _losses(provenance: Mapping[str, Any]) -> str:
+    heldout = provenance["heldout"]
+    if heldout is None:
+        return "## Held-out loss\n\nNo evaluation was recorded with this checkpoint."
+    lines = [
+        "## Held-out loss",
+        "",
+        (
+            f"After step {heldout['step']:,}, in nats a token, on documents that were never "
+            "trained on, beside what the token frequencies of the training targets alone would "
+            "give:"
+        ),
+        "",
+        "| tokens | this model | unigram |",
+        "|---|---|---|",
+    ]
+    for key, name in _LOSS_NAMES.items():
+        if key in heldout:
+            unigram = heldout.get(key.replace("heldout/", "heldout/unigram_"))
+            other = "" if unigram is None else f"{unigram:.4f}"
+            lines.append(f"| {name} | {heldout[key]:.4f} | {other} |")
+    return "\n".join(lines)
+
+
+def _fine_tuning(provenance: Mapping[str, Any]) -> str:
+    lines = ["## Fine-tuning", ""]
+    lines.append(
+        "`AutoModelForSeq2SeqLM` for text to text, `AutoModelForSequenceClassification` for "
+        "classes, several answers or numbers (encoder alone, mean over tokens). For LoRA name "
+        '`target_modules=["query_key_value", "query", "key_value", "output"]`.'
+    )
+    if provenance["model"]["state_space_layers"]:
+        lines.append(
+            "State-space parameters stay float32 when the model is loaded with "
+            "`dtype=torch.bfloat16`; give them no weight decay."
+        )
+    return "\n".join(lines)
