@@ -1,0 +1,1 @@
+"""The spade command and everything that starts processes."""

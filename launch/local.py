@@ -1,0 +1,188 @@
+"""Starts the ranks of a run on this machine, passes a stop on to them, leaves none behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.failures import EXIT_RESUMABLE, CommandError
+from launch.processes import run_supervised
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """How the ranks of a local run ended.
+
+    Attributes:
+        exit_code: 0 done, 75 stopped on request and resumable, anything else failed.
+        stopped: The run stopped on request and left its marker: the same command goes on.
+        signals: Requests to stop that this process received meanwhile, in order.
+        seconds: Wall-clock time, with starting and ending.
+    """
+
+    exit_code: int
+    stopped: bool
+    signals: tuple[signal.Signals, ...]
+    seconds: float
+
+
+def number_of_cores() -> int:
+    """Counts the cores this process may use, which a container or a scheduler can limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def has_nvidia_gpu() -> bool:
+    """Tells whether this machine has an NVIDIA GPU with a driver, without importing torch."""
+    if Path("/proc/driver/nvidia/version").exists():
+        return True
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        listing = subprocess.run([program, "-L"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and b"GPU" in listing.stdout
+
+
+def worker_environment(processes: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Builds the environment of the ranks; what the user has set stays.
+
+    Args:
+        processes: Ranks that share this machine.
+        base: Environment to start from (default: ours).
+
+    Returns:
+        The whole environment, with the interpreter's folder first in PATH, threads shared out
+        among the ranks, and the settings that DeepSpeed and torchrun need on one machine.
+    """
+    environment = dict(os.environ if base is None else base)
+    programs = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", os.defpath)])
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, number_of_cores() // processes)))
+    # `python -m launch.cli` must not take a folder named launch in the user's own for ours (3.11+).
+    environment.setdefault("PYTHONSAFEPATH", "1")
+    # Restarted ranks would otherwise read the addresses of dead ones (torch 2.13, gloo).
+    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if not has_nvidia_gpu():
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+        if Path("/sys/class/net/lo").exists():
+            # gloo looks its own host name up, which fails where nobody has registered it.
+            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return environment
+
+
+def _ask_workers(launcher: subprocess.Popen[Any], asked: set[int]) -> None:
+    """Sends SIGTERM to the ranks, once to each.
+
+    They get it directly: torchrun would kill them 30 s after passing it on, and a large checkpoint
+    takes longer. Before there are ranks, torchrun itself is asked.
+    """
+    import psutil
+
+    try:
+        parent = psutil.Process(launcher.pid)
+        ranks, own_command = parent.children(), parent.cmdline()
+    except psutil.Error:
+        return
+    if not ranks and not asked:
+        asked.add(launcher.pid)
+        launcher.terminate()
+    for rank in ranks:
+        with contextlib.suppress(psutil.Error):
+            # A child that has not become a rank yet would lose the signal while it does.
+            if rank.pid not in asked and rank.cmdline() != own_command:
+                asked.add(rank.pid)
+                rank.terminate()
+
+
+def run_workers(
+    worker: Sequence[str],
+    *,
+    processes: int,
+    stop_marker: Path,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] | None = None,
+) -> LocalResult:
+    """Runs ``worker`` as ``processes`` ranks under torchrun and waits for their end.
+
+    SIGINT, SIGTERM and SIGHUP reach every rank as one SIGTERM; a second Ctrl-C kills.
+
+    Args:
+        worker: A script, or ``-m`` and a module, with its arguments.
+        processes: Number of ranks.
+        stop_marker: File that rank 0 writes when the run stopped on request; removed first.
+        environment: Environment to start from (default: ours).
+        watch: Called about ten times a second while the ranks run.
+
+    Raises:
+        CommandError: ``processes`` is not positive.
+        OSError: A file cannot be removed or a process not started.
+    """
+    if processes < 1:
+        raise CommandError(f"processes: {processes} is too few; give 1 or more")
+    stop_marker.unlink(missing_ok=True)
+    asked: set[int] = set()
+    result = run_supervised(
+        [
+            *(sys.executable, "-m", "launch.torchrun"),
+            *("--standalone", "--nproc-per-node", str(processes)),
+            *worker,
+        ],
+        environment=worker_environment(processes, environment),
+        ask_to_stop=lambda launcher: _ask_workers(launcher, asked),
+        watch=watch,
+        grace_seconds=None,
+    )
+    return LocalResult(
+        exit_code=result.exit_code,
+        stopped=result.exit_code == EXIT_RESUMABLE and stop_marker.exists(),
+        signals=result.signals,
+        seconds=result.seconds,
+    )
+
+
+def run_local(
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] | None = None,
+) -> LocalResult:
+    """Runs ``spade pretrain ARGUMENTS`` as ``processes`` ranks on this machine.
+
+    The configuration is read here first, so that a mistake in it is told once and before any
+    process starts.
+
+    Args:
+        arguments: The configuration file, then overrides ``a.b=c`` and options of the command.
+        processes: Number of ranks.
+        environment: Environment to start from (default: ours).
+        watch: Called about ten times a second while the ranks run.
+
+    Raises:
+        ValueError: The configuration has a mistake (``pretrain.config.ConfigError``).
+        OSError: A file cannot be read or a process not started.
+    """
+    from pretrain.config import RunConfig
+    from pretrain.run_folder import RunFolder
+
+    path, *rest = arguments
+    config = RunConfig.load(Path(path), [item for item in rest if not item.startswith("-")])
+    return run_workers(
+        ["-m", "launch.cli", "pretrain", *arguments],
+        processes=processes,
+        stop_marker=RunFolder(Path(config.run_dir) / config.name).stop_marker,
+        environment=environment,
+        watch=watch,
+    )
