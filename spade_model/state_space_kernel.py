@@ -31,12 +31,12 @@ def _product_dtype(parameter: Tensor) -> torch.dtype:
     """Return the type in which powers of Ad are multiplied.
 
     They lose their meaning when products are rounded to ten or seven bits, which torch does to
-    float32 matrices when it was told to ("high" and "medium" matmul precision, TF32); float64 is
-    exempt from that setting.
+    float32 matrices where it was allowed to (TF32 and the like); float64 is exempt from that.
     """
-    if torch.get_float32_matmul_precision() != "highest":
-        return torch.float64
-    return state_space_dtype(parameter)
+    backend = torch.backends.cuda if parameter.is_cuda else torch.backends.mkldnn
+    if backend.matmul.fp32_precision in ("none", "ieee"):
+        return state_space_dtype(parameter)
+    return torch.float64
 
 
 def _real_pair(z: Tensor) -> Tensor:
