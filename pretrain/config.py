@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import SpanCorruption
+from data_pipeline.tokenizer import DocumentTokenizer
 from pretrain.errors import ConfigError
 from pretrain.schedules import ScheduleKind
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
@@ -276,8 +278,8 @@ class RunConfig(Section):
         """Check the configuration against the data sets it names.
 
         Raises:
-            ConfigError: On another vocabulary, too few sentinels, or data sets that were written
-                with different tokenizers.
+            ConfigError: On another vocabulary, too few sentinels, or data sets and a tokenizer
+                that do not belong together.
             DataError: If a manifest is missing or damaged.
         """
         train = Manifest.load(self.data.train)
@@ -292,6 +294,10 @@ class RunConfig(Section):
                 f"data.heldout {self.data.heldout} was written with another tokenizer than "
                 f"data.train {self.data.train}; build both with one"
             )
+        try:
+            train.check_tokenizer(DocumentTokenizer.load(self.data.tokenizer))
+        except DataError as error:
+            raise ConfigError(f"data.tokenizer {self.data.tokenizer}: {error}") from None
         objective = self.data.objective()
         objective.check_sentinels(train.vocab_size - train.piece_count)
         for field, manifest in (("train", train), ("heldout", heldout)):

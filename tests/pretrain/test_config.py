@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.corpus import iterate_documents
 from data_pipeline.errors import DataError
+from data_pipeline.tokenizer import train_tokenizer
 from pretrain.config import RunConfig, json_schema
 from pretrain.errors import ConfigError
 from pretrain.planner import describe
@@ -78,6 +80,18 @@ def test_each_mistake_is_one_line_that_says_what_to_do(
 def test_too_few_sentinels_names_both_numbers(run_settings, write_config):
     run_settings["data"]["input_length_tokens"] = 2000
     with pytest.raises((ConfigError, DataError), match=r"64.*\b111\b|\b111\b.*64"):
+        RunConfig.load(write_config(run_settings))
+
+
+def test_a_tokenizer_of_other_shards_is_refused(run_settings, write_config, prose_corpus, tmp_path):
+    train_tokenizer(
+        iterate_documents([prose_corpus]), vocab_size=480, sentinels=96, out=tmp_path / "other"
+    )
+    run_settings["data"]["tokenizer"] = str(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer .*not the one the shards were made"):
+        RunConfig.load(write_config(run_settings))
+    run_settings["data"]["tokenizer"] = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer"):
         RunConfig.load(write_config(run_settings))
 
 
