@@ -7,15 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import DataError
-
-if TYPE_CHECKING:
-    from data_pipeline.permutation import IntegerArray
-    from data_pipeline.stream import PretrainingStream, Seq2SeqBatch
+from data_pipeline.permutation import IntegerArray
+from data_pipeline.stream import PretrainingStream, Seq2SeqBatch
 
 _POLL_SECONDS = 0.1
 

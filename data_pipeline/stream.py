@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from data_pipeline.batch_loader import BatchLoader
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import SpanCorruption, SpecialTokens
 from data_pipeline.permutation import IntegerArray
 from data_pipeline.sample_order import SampleOrder
 from data_pipeline.shard_reader import DatasetReader
-
-__all__ = ["BatchLoader", "PretrainingStream", "Seq2SeqBatch"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ import logging
 import torch
 import torch.distributed as dist
 
-from data_pipeline.stream import BatchLoader, PretrainingStream
+from data_pipeline.batch_loader import BatchLoader
+from data_pipeline.stream import PretrainingStream
 from data_pipeline.unigram import target_unigram
 from pretrain.checkpoint import Position, find_resumable, load_checkpoint
 from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.stream import BatchLoader
+from data_pipeline.batch_loader import BatchLoader
 from pretrain.checkpoint import Position, save_checkpoint
 from pretrain.config import RunConfig
 from pretrain.engine import set_learning_rates

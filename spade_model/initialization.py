@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
+from spade_model.config import SpadeConfig
 from spade_model.decoder_attention import CausalSelfAttention, CrossAttention
 from spade_model.feed_forward import FeedForward
 from spade_model.layers import GlobalLocalMixing
 from spade_model.local_attention import LocalSelfAttention
 
-if TYPE_CHECKING:
-    from spade_model.seq2seq import SpadeModel
-
 
 @torch.no_grad()
-def initialize_parameters(model: SpadeModel) -> None:
+def initialize_parameters(
+    model: nn.Module, config: SpadeConfig, *, tokens: nn.Embedding, positions: nn.Embedding
+) -> None:
     """Draw the weights that `SpadeConfig.initialization` asks for.
 
     ``scaled``: every projection N(0, 1 / fan_in), so that unit inputs give unit outputs; relative
@@ -33,26 +31,30 @@ def initialize_parameters(model: SpadeModel) -> None:
 
     Args:
         model: The network, changed in place.
+        config: Its configuration.
+        tokens: Its token embedding, the output head as well.
+        positions: Its decoder positions.
     """
-    if model.config.initialization == "published":
-        _initialize_as_published(model)
+    if config.initialization == "published":
+        _initialize_as_published(model, config.d_model)
+        tokens.weight.normal_()
+        positions.weight.normal_()
     else:
         _initialize_scaled(model)
+        scale = config.d_model**-0.5 / 2
+        tokens.weight.normal_(std=scale)
+        positions.weight.normal_(std=scale / 10)
 
 
-def _initialize_scaled(model: SpadeModel) -> None:
+def _initialize_scaled(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             _normal(module, module.in_features**-0.5)
         elif isinstance(module, LocalSelfAttention):
             module.relative_attention_bias.weight.zero_()
-    scale = model.config.d_model**-0.5 / 2
-    model.shared.weight.normal_(std=scale)
-    model.decoder.positions.weight.normal_(std=scale / 10)
 
 
-def _initialize_as_published(model: SpadeModel) -> None:
-    width = model.config.d_model
+def _initialize_as_published(model: nn.Module, width: int) -> None:
     for module in model.modules():
         if isinstance(module, FeedForward):
             _normal(module.expand, width**-0.5)
@@ -67,8 +69,6 @@ def _initialize_as_published(model: SpadeModel) -> None:
             for child in module.children():
                 if isinstance(child, nn.Linear):
                     child.reset_parameters()
-    model.shared.weight.normal_()
-    model.decoder.positions.weight.normal_()
 
 
 def _normal(linear: nn.Linear, standard_deviation: float) -> None:

@@ -88,7 +88,12 @@ class SpadeForSeq2Seq(nn.Module):
         self.model = SpadeModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.model.shared.weight
-        initialize_parameters(self.model)
+        initialize_parameters(
+            self.model,
+            config,
+            tokens=self.model.shared,
+            positions=self.model.decoder.positions,
+        )
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the input of each layer while training and compute the layer again.

@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import shard_reader
+from data_pipeline.batch_loader import BatchLoader
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import SpanCorruption
 from data_pipeline.shard_reader import DatasetReader
 from data_pipeline.shard_writer import write_shard
-from data_pipeline.stream import BatchLoader, PretrainingStream
+from data_pipeline.stream import PretrainingStream
 from data_pipeline.tokenizer import DocumentTokenizer
 
 OBJECTIVE = SpanCorruption(64)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.batch_loader import BatchLoader
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
 from data_pipeline.objective import SpanCorruption
-from data_pipeline.stream import BatchLoader, PretrainingStream
+from data_pipeline.stream import PretrainingStream
 from data_pipeline.tokenizer import DocumentTokenizer
 
 OBJECTIVE = SpanCorruption(64)
