@@ -187,11 +187,7 @@ def test_every_import_follows_an_arrow(imports: dict[str, list[Import]]) -> None
 def test_no_two_files_import_each_other(imports: dict[str, list[Import]]) -> None:
     """Neither when they load nor inside functions nor for types alone."""
     graph = {
-        module: {
-            item.target
-            for item in found
-            if item.target in imports and item.target != module
-        }
+        module: {item.target for item in found if item.target in imports and item.target != module}
         for module, found in imports.items()
     }
     assert not cycles(graph), "\n" + "\n".join(" -> ".join(cycle) for cycle in cycles(graph))

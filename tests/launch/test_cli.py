@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -211,6 +212,20 @@ def test_a_traceback_appears_only_when_asked_for(tmp_path: Path) -> None:
     assert "Traceback" in result.stderr
 
 
+def wait_until_open(process: subprocess.Popen[str], path: Path) -> None:
+    """Returns once a process has a file open: it has started and is at work."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    if not folder.exists():
+        pytest.skip("no /proc here to see what a process has open")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError):  # a file may be closed while we look
+            if path in [entry.readlink() for entry in folder.iterdir()]:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} was never opened")
+
+
 def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     pipe = tmp_path / "corpus.jsonl"
     pipe.write_text('{"id": "a", "text": "b"}\n' * 2_000_000)
@@ -223,7 +238,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(1.5)
+    wait_until_open(process, pipe)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
