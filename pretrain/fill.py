@@ -111,13 +111,13 @@ def fill_spans(
     ]
 
 
-def generate_text(export_dir: Path, text: str, max_new_tokens: int) -> str:
+def generate_text(export_dir: Path, text: str, max_new_tokens: int | None = None) -> str:
     """Let an exported model answer a text, greedily.
 
     Args:
         export_dir: A folder written by `pretrain.export.export`.
         text: The input; `<extra_id_0>`, `<extra_id_1>`, … mark gaps to fill in.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; None for all positions of the model's decoder.
 
     Returns:
         What was generated, sentinels included, up to the end of sequence.
@@ -127,6 +127,8 @@ def generate_text(export_dir: Path, text: str, max_new_tokens: int) -> str:
     """
     model, tokenizer = _load(export_dir)
     limit = model.config.max_target_length_tokens
+    if max_new_tokens is None:
+        max_new_tokens = limit
     if not 1 <= max_new_tokens <= limit:
         raise ExportError(
             f"max_new_tokens {max_new_tokens} is not within 1 and {limit}, the positions of this "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ hypothesis.settings.register_profile(
     "project", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("project")
+
+# A job in the background ignores Ctrl-C, and so would every process that the tests start from one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Everything the tests start runs without a network and on few threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -73,7 +73,10 @@ def generate(
         int, typer.Option(min=16, help="With --mask: longest part of a document.")
     ] = 160,
     seed: Annotated[int, typer.Option(min=0, help="With --mask: chooses part and gaps.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="With --text: longest answer.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --text: longest answer; by default all the model can."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Let an exported model fill gaps.
