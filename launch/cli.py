@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ORDER = (
     *("quickstart", "tokenizer", "data", "pretrain", "checkpoint", "export", "generate"),
-    *("doctor", "schema"),
+    *("import", "doctor", "schema"),
 )
 
 
@@ -30,6 +30,7 @@ def create_application() -> typer.Typer:
         data,
         doctor,
         export,
+        importing,
         pretrain,
         quickstart,
         schema,
@@ -54,7 +55,8 @@ def create_application() -> typer.Typer:
         rich_markup_mode="rich" if is_terminal() else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for group in (quickstart, tokenizer, data, pretrain, checkpoint, export, doctor, schema):
+    groups = (quickstart, tokenizer, data, pretrain, checkpoint, export, importing, doctor, schema)
+    for group in groups:
         group.register(application)
     return application
 

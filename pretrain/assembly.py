@@ -78,6 +78,7 @@ def assemble_trainer(
     torch.manual_seed(config.train.seed)  # the same initial weights on every rank
     model = SpadeForSeq2Seq(config.model)
     model.set_activation_checkpointing(config.train.activation_checkpointing)
+    model.set_attention_backend(config.train.attention_backend)
     engine = build_engine(model, config, ranks.world_size, device)
     position = Position()
     if checkpoint is not None:

@@ -17,7 +17,7 @@ from data_pipeline.tokenizer import DocumentTokenizer
 from pretrain.errors import ConfigError
 from pretrain.schedules import ScheduleKind
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
-from spade_model.config import SpadeConfig
+from spade_model.config import AttentionBackend, SpadeConfig
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -71,6 +71,9 @@ class TrainSettings(Section):
     """Largest global gradient norm."""
     activation_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass: less memory, a third more work."""
+    attention_backend: AttentionBackend = "auto"
+    """Who computes the encoder's attention: tiles for CPUs, blocks for GPUs, `flex` for torch's
+    compiled kernels, `reference` for the quadratic definition; `auto` chooses by device."""
     deterministic: bool = False
     """On GPUs use only kernels that give the same bits every time, about a quarter slower: needed
     for runs that are to be equal bit for bit. On CPUs they always are."""
@@ -177,6 +180,12 @@ class RunConfig(Section):
                 f"train.global_batch_size {train.global_batch_size} is no multiple of "
                 f"train.micro_batch_size {train.micro_batch_size}; change one of them"
             )
+        if not model.is_encoder_decoder:
+            raise ValueError(
+                f"model.num_encoder_layers {model.num_encoder_layers} and model.num_decoder_layers "
+                f"{model.num_decoder_layers} make no encoder-decoder, which span corruption needs; "
+                "give both stacks layers"
+            )
         if model.local_radius_tokens >= data.input_length_tokens:
             raise ValueError(
                 f"model.local_radius_tokens {model.local_radius_tokens} reaches beyond "
@@ -270,6 +279,9 @@ class RunConfig(Section):
             target_tokens = _target_tokens(values)
             if target_tokens is not None:
                 model.setdefault("max_target_length_tokens", target_tokens)
+                input_tokens = values["data"].get("input_length_tokens")
+                if input_tokens is not None:
+                    model.setdefault("trained_length_tokens", input_tokens)
         config = cls.from_dict(values, str(path))
         config.check_data()
         return config

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from data_pipeline.segments import SEGMENT_PATTERN
 from data_pipeline.tokenizer import MODEL_FILE, DocumentTokenizer
@@ -30,7 +29,6 @@ from spade_model import SpadeForSeq2Seq
 
 PROVENANCE = "provenance.json"
 FORMAT = "spade-export"
-WEIGHTS = "model.safetensors"
 
 
 class ExportError(ValueError):
@@ -288,28 +286,10 @@ def _heldout_losses(checkpoint: Path, step: int) -> dict[str, Any] | None:
 
 
 def _write_model(partial: Path, config: RunConfig, plain: SpadeForSeq2Seq, dtype: str) -> None:
-    from transformers import GenerationConfig
-
-    from spade_model.huggingface import SpadeForConditionalGeneration, SpadePretrainedConfig
+    from spade_model.huggingface.saving import save_seq2seq
 
     kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    tensors = {
-        name: value.detach().contiguous().to(torch.float32 if ".state_space." in name else kind)
-        for name, value in plain.state_dict().items()
-        if name != "lm_head.weight"  # tied: the embedding
-    }
-    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-    # safetensors writes for the owner alone, but the folder is made to be given away.
-    (partial / WEIGHTS).chmod((partial / PROVENANCE).stat().st_mode)
-    SpadePretrainedConfig.from_spade_config(
-        config.model, architectures=[SpadeForConditionalGeneration.__name__], dtype=kind
-    ).save_pretrained(partial)
-    GenerationConfig(
-        max_new_tokens=config.model.max_target_length_tokens,
-        decoder_start_token_id=config.model.decoder_start_token_id,
-        eos_token_id=config.model.eos_token_id,
-        pad_token_id=config.model.pad_token_id,
-    ).save_pretrained(partial)
+    save_seq2seq(partial, config.model, plain.state_dict(), kind)
 
 
 def _write_tokenizer(partial: Path, config: RunConfig, tokenizer: DocumentTokenizer) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spade_model.config import SpadeConfig
+
 _LOSS_NAMES = {
     "eval/heldout/loss": "all target tokens",
     "eval/heldout/text_loss": "text alone (no sentinels, no end of sequence)",
@@ -44,15 +46,13 @@ def _front_matter() -> str:
 
 
 def _introduction(provenance: Mapping[str, Any]) -> str:
-    model = provenance["model"]
-    layers = model["state_space_layers"]
-    mixing = (
-        "a state-space layer (S4) beside local attention in the bottom "
-        f"{'layer' if layers == 1 else f'{layers} layers'} of the encoder, local attention in the "
-        "others"
-        if layers
-        else "local attention in the encoder"
-    )
+    config = SpadeConfig.from_dict(provenance["model"])
+    count = len(config.state_space_layer_indices)
+    near = {"window": "local attention", "chunk": "chunked attention", "full": "full attention"}
+    mixing = f"{near[config.attention]} in the encoder"
+    if count:
+        name = config.state_space.split("_")[0].upper()
+        mixing += f", beside it a state-space layer ({name}) in {count} of its layers"
     return (
         f"A long-document encoder-decoder with {provenance['parameters']:,} parameters: {mixing}, "
         "and full attention in the decoder. It was pretrained to fill in masked spans of text and "
@@ -164,7 +164,7 @@ def _fine_tuning(provenance: Mapping[str, Any]) -> str:
         "classes, several answers or numbers (encoder alone, mean over tokens). For LoRA name "
         '`target_modules=["query_key_value", "query", "key_value", "output"]`.'
     )
-    if provenance["model"]["state_space_layers"]:
+    if SpadeConfig.from_dict(provenance["model"]).state_space_layer_indices:
         lines.append(
             "State-space parameters stay float32 when the model is loaded with "
             "`dtype=torch.bfloat16`; give them no weight decay."

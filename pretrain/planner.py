@@ -6,7 +6,8 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.engine import deepspeed_config
-from spade_model.cost import activation_bytes, count_parameters, training_flops_per_sample
+from spade_model.cost import count_parameters, training_flops_per_sample
+from spade_model.memory_cost import activation_bytes
 
 
 def describe(config: RunConfig, world_size: int = 1) -> dict[str, Any]:

@@ -10,16 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spade_model.cache import DecoderCache
+    from spade_model.attention.cache import DecoderCache
+    from spade_model.causal_lm import CausalLMOutput, SpadeForCausalLM
     from spade_model.config import SpadeConfig
+    from spade_model.decoding import CausalCache
     from spade_model.seq2seq import Seq2SeqOutput, SpadeForSeq2Seq, SpadeModel
 
-__all__ = ["DecoderCache", "Seq2SeqOutput", "SpadeConfig", "SpadeForSeq2Seq", "SpadeModel"]
+__all__ = [
+    "CausalCache",
+    "CausalLMOutput",
+    "DecoderCache",
+    "Seq2SeqOutput",
+    "SpadeConfig",
+    "SpadeForCausalLM",
+    "SpadeForSeq2Seq",
+    "SpadeModel",
+]
 
 _HOMES = {
-    "DecoderCache": "spade_model.cache",
+    "CausalCache": "spade_model.decoding",
+    "CausalLMOutput": "spade_model.causal_lm",
+    "DecoderCache": "spade_model.attention.cache",
     "Seq2SeqOutput": "spade_model.seq2seq",
     "SpadeConfig": "spade_model.config",
+    "SpadeForCausalLM": "spade_model.causal_lm",
     "SpadeForSeq2Seq": "spade_model.seq2seq",
     "SpadeModel": "spade_model.seq2seq",
 }

@@ -7,30 +7,28 @@ without torch.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-STATE_SPACE_NAMES = ("C", "D", "log_dt", "A", "B", "P")
-"""The quantities of a state-space layer that `trainable_state_space` may name."""
+from spade_model.config_checks import check_config, nearest_name, state_space_placement
 
-
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return a hint such as ``, did you mean 'd_model'?``, or the list of the known names."""
-    candidates = list(known)
-    close = difflib.get_close_matches(str(name), candidates, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "known names: " + ", ".join(candidates)
+AttentionBackend = Literal["auto", "reference", "blocked", "tiled", "flex"]
+"""Who computes attention in the long stack; not part of the architecture, all compute the same.
+``reference`` is the definition; ``blocked`` whole-tensor products, for accelerators; ``tiled``
+cache-sized pieces, for CPUs; ``flex`` torch's flex_attention. ``auto`` takes ``tiled`` on a CPU and
+``blocked`` elsewhere, and ``reference`` where every token may see every other one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpadeConfig:
-    """The architecture of a SPADE encoder-decoder (arXiv 2212.08136).
+    """The architecture of a SPADE network (arXiv 2212.08136).
+
+    With layers in both stacks it is an encoder-decoder, without decoder layers an encoder, without
+    encoder layers a causal language model whose layers mix tokens as those of the encoder do, but
+    look back only. The stack that mixes so is called the long stack below.
 
     The defaults are ours: pre-norm with a final norm, and initial weights that suit AdamW and a
-    tied head. `spade_model.published.published_config` gives the choices of the published models.
+    tied head. `spade_model.presets` names the choices of the publication.
 
     Raises:
         ValueError: A value is impossible. The message names field, value and remedy.
@@ -49,45 +47,79 @@ class SpadeConfig:
     d_ff: int = 2048
     """Inner width of the feed-forward sublayers."""
     num_encoder_layers: int = 6
-    """Layers of the encoder."""
+    """Layers of the encoder; 0 makes a causal language model of the decoder's layers."""
     num_decoder_layers: int = 6
-    """Layers of the decoder."""
-    state_space_layers: int = 1
-    """How many bottom encoder layers run S4 beside local attention; 0 is a window-only model."""
+    """Layers of the decoder; 0 leaves the encoder alone."""
+    trained_length_tokens: int = 1024
+    """Longest sequence of pretraining. Sets the default of `dt_min` and limits nothing."""
+    state_space: Literal["s4", "s4d_lin", "s4d_inv", "s4d_legs", "ema", "none"] = "s4"
+    """The global branch: S4 (arXiv 2111.00396, HiPPO-LegS in normal-plus-low-rank form), S4D with
+    one of its three initial spectra (arXiv 2206.11893, section 4), MEGA's damped moving average
+    (arXiv 2209.10655, section 3.1), or none: a model of local attention alone."""
+    state_space_layers: int | str | tuple[int, ...] = 1
+    """Which layers of the long stack carry it: a number counts the bottom layers, ``every 3``
+    means layers 0, 3, 6, …, a list names them."""
+    state_space_discretization: Literal["bilinear", "zero_order_hold"] = "bilinear"
+    """How continuous time becomes steps of dt; S4 and EMA know the first only."""
+    state_space_channels: int = 1
+    """Outputs of the state space for each feature; more than one need ``combine: concat``."""
     state_dim: int = 64
-    """N, the full size of one state; half of it is stored, the rest is its conjugate."""
+    """N, the full size of one state; half of it is stored, the rest is its conjugate. EMA stores
+    all of it."""
     state_space_copies: int | None = None
     """How many different (A, B, P) there are; feature h uses copy ``h % copies``. None: d_model."""
-    dt_min: float = 1e-3
-    """Smallest initial time step; the longest memory is about ``2 / dt_min`` tokens."""
+    dt_min: float | None = None
+    """Smallest initial time step; the longest memory is about ``2 / dt_min`` tokens. None: 1e-3, or
+    ``2 / trained_length_tokens`` where that is smaller."""
     dt_max: float = 1e-1
     """Largest initial time step."""
     trainable_state_space: tuple[str, ...] = ("C", "D", "log_dt")
-    """Which state-space quantities are learned; the others are constants saved with the weights."""
+    """Which state-space quantities are learned; the others are constants saved with the weights.
+    EMA has none but `D` and learns what else it has."""
+    combine: Literal["concat", "add", "stack"] = "concat"
+    """How global and local meet, g and a their outputs: ``W [LN g; LN a] + b``,
+    ``w LN g + (1 - w) LN a``, or attention on top of the state space, ``a(g)``."""
+    combine_weight: float = 0.5
+    """w of ``combine: add``, a constant."""
+    attention: Literal["window", "chunk", "full"] = "window"
+    """Who a token of the long stack attends to: neighbours within the radius, its own block, or
+    every token (quadratic, for comparisons). Chunks are counted from a row's first valid
+    token."""
     local_radius_tokens: int = 127
-    """A token attends to this many neighbours on either side; blocks are one token longer."""
+    """The window reaches this many neighbours on either side; chunks are one token longer."""
+    position: Literal["relative_bias", "rope", "alibi", "none"] = "relative_bias"
+    """What attention in the long stack knows of distances: T5's learned biases (arXiv 1910.10683),
+    rotations (arXiv 2104.09864), fixed slopes (arXiv 2108.12409), nothing."""
+    shared_relative_bias: bool = False
+    """One table of biases for all layers of the long stack instead of one each."""
     relative_attention_num_buckets: int = 32
-    """Rows of the relative position table of each encoder layer; half of them for each side."""
+    """Rows of a table of relative biases; a bidirectional one gives half of them to each side."""
     relative_attention_max_distance_tokens: int = 128
     """Distances from here on share the last bucket."""
+    decoder_position: Literal["learned", "rope", "alibi", "none"] = "learned"
+    """What the decoder of an encoder-decoder knows of positions."""
+    max_target_length_tokens: int = 1024
+    """Rows of the learned decoder positions: the longest target. No limit without them."""
     normalization: Literal["pre", "post"] = "pre"
-    """LayerNorm before each sublayer, or after each residual sum as in the published models."""
-    final_layer_norm: bool = True
-    """A LayerNorm at the end of a pre-norm stack; the published models have none."""
+    """A norm before each sublayer, or after each residual sum as in the published models."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """With mean and bias, or the root mean square alone (arXiv 1910.07467)."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in every norm."""
+    final_norm: bool = True
+    """A norm at the end of a pre-norm stack; the published models have none."""
     feed_forward: Literal["relu", "gated_gelu"] = "relu"
     """One projection and ReLU, or two and a product with GELU (tanh form)."""
     feed_forward_bias: bool = False
     """Biases in the feed-forward projections of both stacks."""
+    attention_bias: bool = False
+    """Biases in the attention projections of the long stack."""
     decoder_bias: bool = False
-    """Biases in all attention and feed-forward projections of the decoder."""
+    """Biases in all attention and feed-forward projections of an encoder-decoder's decoder."""
     initialization: Literal["scaled", "published"] = "scaled"
     """Distribution of the initial weights, see `spade_model.initialization`."""
     dropout: float = 0.0
     """Dropout on embeddings, attention weights, feed-forward activations and sublayer outputs."""
-    layer_norm_epsilon: float = 1e-6
-    """Added to the variance in every LayerNorm."""
-    max_target_length_tokens: int = 1024
-    """Rows of the learned decoder positions: the longest target."""
     pad_token_id: int = 0
     """Fills decoder inputs behind ignored labels, and finished rows while generating."""
     eos_token_id: int = 1
@@ -96,10 +128,32 @@ class SpadeConfig:
     """First decoder input; may equal `pad_token_id`, masks never depend on token ids."""
 
     def __post_init__(self) -> None:
-        self._check_types()
-        self._check_sizes()
-        self._check_state_space()
-        self._check_tokens()
+        for name in ("trainable_state_space", "state_space_layers"):
+            if isinstance(getattr(self, name), list):  # YAML and JSON have no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_config(self)
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether this is a decoder-only language model."""
+        return self.num_encoder_layers == 0
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether both stacks have layers."""
+        return self.num_encoder_layers > 0 and self.num_decoder_layers > 0
+
+    @property
+    def num_long_layers(self) -> int:
+        """Layers of the long stack: the encoder, or the causal language model."""
+        return self.num_encoder_layers or self.num_decoder_layers
+
+    @property
+    def state_space_layer_indices(self) -> tuple[int, ...]:
+        """Layers of the long stack that carry a state space, ascending."""
+        if self.state_space == "none":
+            return ()
+        return state_space_placement(self.state_space_layers, self.num_long_layers)
 
     @property
     def inner_dim(self) -> int:
@@ -112,15 +166,19 @@ class SpadeConfig:
         return self.d_model if self.state_space_copies is None else self.state_space_copies
 
     @property
-    def local_block_tokens(self) -> int:
-        """Queries in one block of the local attention; its keys are three blocks."""
-        return self.local_radius_tokens + 1
+    def smallest_time_step(self) -> float:
+        """`dt_min` with its default filled in."""
+        if self.dt_min is not None:
+            return self.dt_min
+        return min(1e-3, 2 / self.trained_length_tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON and YAML values."""
         values = dataclasses.asdict(self)
-        values["trainable_state_space"] = list(self.trainable_state_space)
-        return values
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpadeConfig:
@@ -137,120 +195,3 @@ class SpadeConfig:
         if "vocab_size" not in values:
             raise ValueError("vocab_size is missing: give the number of token ids")
         return cls(**values)
-
-    def _fail(self, field: str, problem: str, remedy: str) -> None:
-        raise ValueError(f"{field}={getattr(self, field)!r} {problem}; {remedy}")
-
-    def _check_types(self) -> None:
-        """Standard dataclasses do not look at types, and YAML gives whatever was written."""
-        if isinstance(self.trainable_state_space, list):
-            object.__setattr__(self, "trainable_state_space", tuple(self.trainable_state_space))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-                self._fail(field.name, "is not a whole number", "write one without quotes")
-            if field.type == "bool" and not isinstance(value, bool):
-                self._fail(field.name, "is not true or false", "write true or false")
-            if field.type == "float":
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    self._fail(field.name, "is not a number", "write one such as 1.0e-3")
-                if not math.isfinite(value):
-                    self._fail(field.name, "is not finite", "write a finite number")
-        for name, choices in (
-            ("normalization", ("pre", "post")),
-            ("feed_forward", ("relu", "gated_gelu")),
-            ("initialization", ("scaled", "published")),
-        ):
-            if getattr(self, name) not in choices:
-                self._fail(name, "is not a choice", f"use {' or '.join(choices)}")
-
-    def _check_sizes(self) -> None:
-        for name in (
-            "vocab_size",
-            "d_model",
-            "num_heads",
-            "head_dim",
-            "d_ff",
-            "num_encoder_layers",
-            "num_decoder_layers",
-            "local_radius_tokens",
-            "max_target_length_tokens",
-        ):
-            if getattr(self, name) < 1:
-                self._fail(name, "is below 1", "use a positive number")
-        if self.relative_attention_num_buckets < 4 or self.relative_attention_num_buckets % 4:
-            self._fail(
-                "relative_attention_num_buckets",
-                "cannot be split into two sides of exact and logarithmic halves",
-                "use a positive multiple of 4",
-            )
-        exact = self.relative_attention_num_buckets // 4
-        if self.relative_attention_max_distance_tokens <= exact:
-            self._fail(
-                "relative_attention_max_distance_tokens",
-                f"is within the {exact} distances that have a bucket of their own",
-                f"use more than {exact}, or fewer relative_attention_num_buckets",
-            )
-        if self.normalization == "post" and self.final_layer_norm:
-            self._fail(
-                "final_layer_norm",
-                "repeats the last norm of normalization='post'",
-                "set final_layer_norm to false or normalization to pre",
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            self._fail("dropout", "is not in [0, 1)", "use 0.0 to switch dropout off")
-        if self.layer_norm_epsilon <= 0.0:
-            self._fail("layer_norm_epsilon", "is not positive", "use 1e-6")
-
-    def _check_state_space(self) -> None:
-        if not 0 <= self.state_space_layers <= self.num_encoder_layers:
-            self._fail(
-                "state_space_layers",
-                f"is not within 0 and num_encoder_layers={self.num_encoder_layers}",
-                "count the bottom encoder layers that carry a state space",
-            )
-        if self.state_dim < 2 or self.state_dim % 2:
-            self._fail(
-                "state_dim",
-                "does not split into conjugate pairs",
-                "use an even number, for example 64",
-            )
-        copies = self.state_space_copies
-        if copies is not None:
-            if isinstance(copies, bool) or not isinstance(copies, int) or copies < 1:
-                self._fail(
-                    "state_space_copies",
-                    "is not a positive whole number",
-                    "leave it out for one a feature",
-                )
-            if self.d_model % copies:
-                self._fail(
-                    "state_space_copies",
-                    f"does not divide d_model={self.d_model}",
-                    "use a divisor, or leave it out for one a feature",
-                )
-        if not 0.0 < self.dt_min < self.dt_max:
-            self._fail(
-                "dt_min",
-                f"is not within 0 and dt_max={self.dt_max!r}",
-                "use 0 < dt_min < dt_max, for example 1e-3 and 1e-1",
-            )
-        if not isinstance(self.trainable_state_space, tuple):
-            self._fail(
-                "trainable_state_space", "is not a list", "use a list such as [C, D, log_dt]"
-            )
-        for name in self.trainable_state_space:
-            if name not in STATE_SPACE_NAMES:
-                hint = nearest_name(name, STATE_SPACE_NAMES)
-                self._fail("trainable_state_space", f"names the unknown quantity {name!r}", hint)
-        if len(set(self.trainable_state_space)) != len(self.trainable_state_space):
-            self._fail("trainable_state_space", "repeats a name", "name each quantity once")
-
-    def _check_tokens(self) -> None:
-        for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-            if not 0 <= getattr(self, name) < self.vocab_size:
-                self._fail(
-                    name,
-                    f"is not a token id below vocab_size={self.vocab_size}",
-                    "use an id of the tokenizer",
-                )

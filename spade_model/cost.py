@@ -1,17 +1,20 @@
-"""What a configuration costs, by arithmetic alone: parameters, FLOPs, activation bytes.
+"""What a configuration costs, by arithmetic alone: parameters and floating-point operations.
 
 Nothing is built, so a planner can ask about models that no machine at hand could hold. The tests
-compare every number with the real modules.
+compare every number with the real modules. Bytes of activations are in `memory_cost`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from spade_model.config import SpadeConfig
 
-_FLOAT32_BYTES = 4
+AttentionWork = Literal["exact", "reference", "blocked", "tiled"]
+"""Which scores are counted: those that may be seen, or those a backend computes."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +28,65 @@ class ParameterCount:
     encoder: int
     """The encoder with its state space."""
     decoder: int
-    """The decoder with its positions."""
+    """The decoder with its positions, or the causal language model with its state space."""
     state_space: int
-    """The learned part of the state-space layers, contained in `encoder`."""
+    """The learned part of the state-space layers, contained in the stack."""
     state_space_constants: int
     """Values saved with the state-space layers but not learned, in no other number."""
 
 
-def _state_space_sizes(config: SpadeConfig) -> dict[str, int]:
-    half, copies = config.state_dim // 2, config.num_state_space_copies
-    return {
-        "C": 2 * config.d_model * half * 2,
-        "D": config.d_model,
-        "log_dt": config.d_model,
+@dataclass(frozen=True)
+class FlopCount:
+    """Floating-point operations by component; a multiply-add is two.
+
+    Not counted are element-wise operations, and the state-space kernels: they are made once for a
+    batch, see `kernel_flops_per_forward`.
+    """
+
+    projections: int
+    """Of all attentions: queries, keys, values, outputs."""
+    attention: int
+    """Scores and weighted sums."""
+    feed_forward: int
+    """Both projections of all feed-forward sublayers."""
+    aggregate: int
+    """Joining global and local."""
+    convolution: int
+    """Transforms and products of the state space's long convolution."""
+    head: int
+    """Logits."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(dataclasses.astuple(self))
+
+
+def learned_and_constant_state_space_values(config: SpadeConfig) -> tuple[int, int]:
+    """Return how many values of one state-space layer are learned and how many are not."""
+    half, copies, width = config.state_dim // 2, config.num_state_space_copies, config.d_model
+    outputs = config.state_space_channels * width
+    directions = 1 if config.is_causal_lm else 2
+    if config.state_space == "ema":
+        averages = directions * (3 * width + outputs) * config.state_dim
+        return (
+            (averages + outputs, 0) if "D" in config.trainable_state_space else (averages, outputs)
+        )
+    sizes = {
+        "C": directions * outputs * half * 2,
+        "D": outputs,
+        "log_dt": width,
         "A": copies * half * 2,
         "B": copies * half * 2,
-        "P": copies * half * 2,
     }
+    if config.state_space == "s4":
+        sizes["P"] = copies * half * 2
+    learned = sum(sizes[name] for name in config.trainable_state_space)
+    return learned, sum(sizes.values()) - learned
+
+
+def _norm_parameters(config: SpadeConfig, width: int) -> int:
+    return width * (2 if config.norm == "layer_norm" else 1)
 
 
 def _feed_forward_inputs(config: SpadeConfig) -> int:
@@ -52,180 +97,214 @@ def _feed_forward_inputs(config: SpadeConfig) -> int:
 def _feed_forward_parameters(config: SpadeConfig, *, bias: bool) -> int:
     inner = _feed_forward_inputs(config)
     weights = config.d_model * (inner + config.d_ff)
-    return weights + (inner + config.d_model if bias else 0) + 2 * config.d_model
+    return weights + (inner + config.d_model if bias else 0)
+
+
+def _joining_parameters(config: SpadeConfig) -> int:
+    """What a layer has for joining its state space: two norms and a projection."""
+    if config.combine == "stack":
+        return 0
+    outputs = config.state_space_channels * config.d_model
+    norms = _norm_parameters(config, outputs) + _norm_parameters(config, config.d_model)
+    if config.combine == "add":
+        return norms
+    return norms + (outputs + config.d_model + 1) * config.d_model
+
+
+def _stack_norms(config: SpadeConfig) -> int:
+    return _norm_parameters(config, config.d_model) * (2 if config.final_norm else 1)
+
+
+def _long_stack_parameters(config: SpadeConfig, state_space: int) -> int:
+    width, inner = config.d_model, config.inner_dim
+    norms = 2 * _norm_parameters(config, width)
+    biases = 3 * inner + width if config.attention_bias else 0
+    layer = norms + 4 * width * inner + biases
+    layer += _feed_forward_parameters(config, bias=config.feed_forward_bias)
+    tables = 0
+    if config.position == "relative_bias":
+        tables = 1 if config.shared_relative_bias else config.num_long_layers
+    table = config.relative_attention_num_buckets * config.num_heads
+    joining = len(config.state_space_layer_indices) * _joining_parameters(config)
+    layers = config.num_long_layers * layer + tables * table + joining + state_space
+    return layers + _stack_norms(config)
+
+
+def _decoder_parameters(config: SpadeConfig) -> int:
+    width, inner = config.d_model, config.inner_dim
+    attention = 4 * width * inner + (3 * inner + width if config.decoder_bias else 0)
+    bias = config.feed_forward_bias or config.decoder_bias
+    layer = 2 * attention + _feed_forward_parameters(config, bias=bias)
+    layer += 3 * _norm_parameters(config, width)
+    positions = 0
+    if config.decoder_position == "learned":
+        positions = config.max_target_length_tokens * width
+    return config.num_decoder_layers * layer + positions + _stack_norms(config)
 
 
 def count_parameters(config: SpadeConfig) -> ParameterCount:
-    """Count the parameters of `SpadeForSeq2Seq` without building it."""
-    width, inner, norm = config.d_model, config.inner_dim, 2 * config.d_model
-    sizes = _state_space_sizes(config)
-    learned = sum(sizes[name] for name in config.trainable_state_space)
-    state_space = config.state_space_layers * learned
-    stack_norms = norm * (2 if config.final_layer_norm else 1)
-
-    local = norm + 4 * width * inner + config.relative_attention_num_buckets * config.num_heads
-    encoder_layer = local + _feed_forward_parameters(config, bias=config.feed_forward_bias)
-    global_extra = 2 * norm + 2 * width * width + width
-    encoder = config.num_encoder_layers * encoder_layer + stack_norms
-    encoder += config.state_space_layers * global_extra + state_space
-
-    attention_bias = 3 * inner + width if config.decoder_bias else 0
-    attention = norm + 4 * width * inner + attention_bias
-    decoder_bias = config.feed_forward_bias or config.decoder_bias
-    decoder_layer = 2 * attention + _feed_forward_parameters(config, bias=decoder_bias)
-    decoder = config.num_decoder_layers * decoder_layer + stack_norms
-    decoder += config.max_target_length_tokens * width
-
-    embedding = config.vocab_size * width
+    """Count the parameters of the model of a configuration without building it."""
+    learned, constant = learned_and_constant_state_space_values(config)
+    num_state_space = len(config.state_space_layer_indices)
+    state_space = num_state_space * learned
+    long_stack = _long_stack_parameters(config, state_space)
+    embedding = config.vocab_size * config.d_model
+    encoder = 0 if config.is_causal_lm else long_stack
+    decoder = long_stack if config.is_causal_lm else 0
+    if config.is_encoder_decoder:
+        decoder = _decoder_parameters(config)
     return ParameterCount(
         total=embedding + encoder + decoder,
         embedding=embedding,
         encoder=encoder,
         decoder=decoder,
         state_space=state_space,
-        state_space_constants=config.state_space_layers * (sum(sizes.values()) - learned),
+        state_space_constants=num_state_space * constant,
     )
 
 
-def forward_flops_per_sample(
-    config: SpadeConfig, input_length_tokens: int, target_length_tokens: int
-) -> int:
-    """Return the floating-point operations of one forward pass over one sample.
-
-    Counted are the matrix products as they are computed (whole windows and whole attention
-    squares, two operations a multiply-add) and the transforms of the long convolution. Not
-    counted are element-wise operations, and the state-space kernels: they are made once for a
-    batch, see `kernel_flops_per_forward`.
+def attention_scores(config: SpadeConfig, length_tokens: int, work: AttentionWork) -> int:
+    """Return the scores of one head over one sequence of the long stack.
 
     Args:
         config: The architecture.
-        input_length_tokens: L.
-        target_length_tokens: T.
+        length_tokens: L.
+        work: What is counted.
+    """
+    length = length_tokens
+    both = not config.is_causal_lm
+    reach = length - 1
+    if config.attention != "full":
+        reach = min(config.local_radius_tokens, reach)
+    chunk = config.local_radius_tokens + 1 if config.attention == "chunk" else None
+    if work == "exact":
+        if chunk is not None:
+            whole, rest = divmod(length, chunk)
+            pairs = [(whole, chunk), (1, rest)]
+            return sum(n * (c * c if both else c * (c + 1) // 2) for n, c in pairs)
+        one_side = length * reach - reach * (reach + 1) // 2
+        return length + one_side * (2 if both else 1)
+    if work == "reference":
+        return length * length
+    if chunk is not None:
+        return math.ceil(length / chunk) * chunk * chunk
+    if work == "blocked":
+        block = max(reach + 1, 16)
+        side = math.ceil(reach / block) * block
+    else:
+        block, side = min(64, length), reach
+    keys = block + side * (2 if both else 1)
+    return math.ceil(length / block) * block * keys
+
+
+def forward_flops_per_sample(
+    config: SpadeConfig,
+    input_length_tokens: int,
+    target_length_tokens: int,
+    work: AttentionWork = "exact",
+) -> FlopCount:
+    """Return the operations of one forward pass over one sample.
+
+    Args:
+        config: The architecture.
+        input_length_tokens: L, of the long stack.
+        target_length_tokens: T, of the decoder; the causal language model and the encoder alone
+            have none.
+        work: Which scores of the attention are counted.
     """
     source, target = input_length_tokens, target_length_tokens
-    width, inner, block = config.d_model, config.inner_dim, config.local_block_tokens
-    feed_forward = width * (_feed_forward_inputs(config) + config.d_ff)
+    width, inner = config.d_model, config.inner_dim
+    position_wise = width * (_feed_forward_inputs(config) + config.d_ff)
+    num_state_space = len(config.state_space_layer_indices)
+    outputs = config.state_space_channels * width
 
-    num_blocks = math.ceil(source / block)
-    window_scores_and_sums = 2 * num_blocks * block * 3 * block * inner
-    # The queries are cut into blocks after they were projected.
-    encoder_layer = source * (4 * width * inner + feed_forward) + window_scores_and_sums
-    products = config.num_encoder_layers * encoder_layer
-    products += config.state_space_layers * source * 2 * width * width
-
-    self_attention = target * 4 * width * inner + 2 * target * target * inner
-    cross_attention = (2 * target + 2 * source) * width * inner + 2 * target * source * inner
-    decoder_layer = self_attention + cross_attention + target * feed_forward
-    products += config.num_decoder_layers * decoder_layer
-    products += target * width * config.vocab_size
-
-    # A real transform of n numbers is about 2.5 n log2(n); there is one each way.
+    projections = config.num_long_layers * source * 4 * width * inner
+    attention = config.num_long_layers * 2 * attention_scores(config, source, work) * inner
+    feed_forward = config.num_long_layers * source * position_wise
+    aggregate = 0
+    if config.combine == "concat":
+        aggregate = num_state_space * source * (outputs + width) * width
+    head = source * width * config.vocab_size if config.is_causal_lm else 0
+    if config.is_encoder_decoder:
+        layers = config.num_decoder_layers
+        projections += layers * ((4 * target + 2 * target) * width * inner)
+        projections += layers * 2 * source * width * inner
+        own = target * (target + 1) // 2 if work == "exact" else target * target
+        attention += layers * 2 * (own + target * source) * inner
+        feed_forward += layers * target * position_wise
+        head = target * width * config.vocab_size
+    # A real transform of n numbers is about 2.5 n log2(n): one of the input, one back for each
+    # channel, and a complex product of half as many frequencies.
     circle = 2 * source
-    convolution = round(5 * circle * math.log2(max(circle, 2))) + 3 * circle
-    return 2 * products + config.state_space_layers * width * convolution
+    transform = 2.5 * circle * math.log2(max(circle, 2))
+    channels = config.state_space_channels
+    convolution = width * round(transform * (1 + channels) + 3 * circle * channels)
+    return FlopCount(
+        projections=2 * projections,
+        attention=2 * attention,
+        feed_forward=2 * feed_forward,
+        aggregate=2 * aggregate,
+        convolution=num_state_space * convolution,
+        head=2 * head,
+    )
+
+
+def backward_flops_per_sample(
+    config: SpadeConfig,
+    input_length_tokens: int,
+    target_length_tokens: int,
+    work: AttentionWork = "exact",
+    *,
+    activation_checkpointing: bool = False,
+) -> FlopCount:
+    """Return the operations of the gradients of one sample: twice those of the forward pass.
+
+    ``tiled`` attention makes its scores once more; with activation checkpointing the layers are
+    computed once more, all but the head.
+    """
+    forward = forward_flops_per_sample(config, input_length_tokens, target_length_tokens, work)
+    again = 1 if activation_checkpointing else 0
+    counts = {
+        field.name: (2 + again) * getattr(forward, field.name)
+        for field in dataclasses.fields(forward)
+    }
+    counts["head"] = 2 * forward.head
+    if work == "tiled":
+        scores = attention_scores(config, input_length_tokens, work)
+        counts["attention"] += 2 * config.num_long_layers * scores * config.inner_dim
+    return FlopCount(**counts)
 
 
 def training_flops_per_sample(
     config: SpadeConfig, input_length_tokens: int, target_length_tokens: int
 ) -> int:
-    """Return three times the forward operations: the gradient costs two more forward passes.
+    """Return the work of the model in one step: forward and backward over the scores that count.
 
-    Activation checkpointing computes more than this; it is not model work.
+    This is what utilisation is measured by. What a backend or activation checkpointing computes
+    on top is not the model's work.
     """
-    return 3 * forward_flops_per_sample(config, input_length_tokens, target_length_tokens)
-
-
-def _kernel_factors(length_tokens: int) -> tuple[int, int]:
-    """Return how many columns and rows `two_level_kernel` splits a length into."""
-    num_columns: int = 1 << ((length_tokens - 1).bit_length() + 1) // 2
-    return num_columns, math.ceil(length_tokens / num_columns)
+    sample = (config, input_length_tokens, target_length_tokens)
+    return forward_flops_per_sample(*sample).total + backward_flops_per_sample(*sample).total
 
 
 def kernel_flops_per_forward(config: SpadeConfig, input_length_tokens: int) -> int:
-    """Return the operations of making the state-space kernels, once for a batch of any size."""
-    states = config.state_dim
-    num_columns, num_rows = _kernel_factors(input_length_tokens)
-    squarings = num_columns.bit_length() - 1 + max(0, (num_rows - 1).bit_length() - 1)
-    made = num_columns - 1 + 2 * (num_rows - 1)
-    multiply_adds = squarings * states**3 + made * states**2 + 2 * num_rows * num_columns * states
-    return config.state_space_layers * config.d_model * 2 * multiply_adds
+    """Return the operations of making the state-space kernels, once for a batch of any size.
 
-
-def activation_bytes(
-    config: SpadeConfig,
-    micro_batch_size: int,
-    input_length_tokens: int,
-    target_length_tokens: int,
-    bytes_per_element: int,
-    activation_checkpointing: bool,
-) -> int:
-    """Estimate the bytes that the forward pass keeps for the backward pass, and the logits.
-
-    The residual stream, norms, state space and loss are float32; what matrix products keep has
-    `bytes_per_element` (2 under bfloat16 autocast). Copies of the weights that autocast makes are
-    not counted.
-
-    Args:
-        config: The architecture.
-        micro_batch_size: Samples in one forward pass.
-        input_length_tokens: L.
-        target_length_tokens: T.
-        bytes_per_element: 2 or 4.
-        activation_checkpointing: Whether layers keep only their input; then the largest single
-            layer, which is computed again, comes on top.
+    Counted are the matrix products. A kernel made of constants alone is made once for many batches
+    and costs nothing in the long run; here it is counted nevertheless.
     """
-    source, target = input_length_tokens, target_length_tokens
-    width, element = config.d_model, bytes_per_element
-    stream = _FLOAT32_BYTES * width
-    encoder_layer = source * _encoder_layer_bytes_per_token(config, element)
-    state_space = source * _state_space_bytes_per_token(config, element)
-    decoder_layer = _decoder_layer_bytes(config, source, target, element)
-    once = kernel_bytes(config, source)
-
-    num_state_space = config.state_space_layers
-    ends = (source + target) * (2 * stream) + target * element * width
-    logits = target * config.vocab_size * (element + _FLOAT32_BYTES)
-    if activation_checkpointing:
-        inputs = config.num_encoder_layers * source + config.num_decoder_layers * target
-        bottom = encoder_layer + (state_space if num_state_space else 0)
-        largest = micro_batch_size * max(bottom, decoder_layer) + (once if num_state_space else 0)
-        return micro_batch_size * (inputs * stream + ends + logits) + largest
-    layers = config.num_encoder_layers * encoder_layer + num_state_space * state_space
-    layers += config.num_decoder_layers * decoder_layer
-    return micro_batch_size * (layers + ends + logits) + num_state_space * once
-
-
-def _feed_forward_bytes(config: SpadeConfig, element: int) -> int:
-    """Per token: the stream, the normed input, the inner activations."""
-    kept = 4 if config.feed_forward == "gated_gelu" else 1
-    return (_FLOAT32_BYTES + element) * config.d_model + kept * element * config.d_ff
-
-
-def _encoder_layer_bytes_per_token(config: SpadeConfig, element: int) -> int:
-    """Stream, normed input, queries, keys and values of three blocks, weights, sums."""
-    attention = (1 + 3 + 3 + 1) * config.inner_dim
-    weights = 3 * config.local_block_tokens * config.num_heads
-    mixing = (_FLOAT32_BYTES + element) * config.d_model + element * (attention + weights)
-    return mixing + _feed_forward_bytes(config, element)
-
-
-def _state_space_bytes_per_token(config: SpadeConfig, element: int) -> int:
-    """Input, its spectrum over the doubled circle, both norms' inputs, what is joined."""
-    return config.d_model * (_FLOAT32_BYTES * (1 + 2 + 1) + element * (1 + 2))
-
-
-def kernel_bytes(config: SpadeConfig, source: int) -> int:
-    """For one layer: the powers of Ad, and each stage of the two factors of the kernel."""
-    num_columns, num_rows = _kernel_factors(source)
-    powers = max(source - 1, 1).bit_length() * config.state_dim**2
-    stages = 2 * (num_columns + 2 * num_rows) * config.state_dim
-    return _FLOAT32_BYTES * config.d_model * (powers + stages)
-
-
-def _decoder_layer_bytes(config: SpadeConfig, source: int, target: int, element: int) -> int:
-    """Two attentions with stream, normed input, queries, keys, values, sums; feed-forward."""
-    inner, width = config.inner_dim, config.d_model
-    norms = 2 * (_FLOAT32_BYTES + element) * width
-    own = target * (norms + element * (3 + 2 + 1 + 2) * inner)
-    encoder_side = source * element * (2 * inner + width)
-    return own + encoder_side + target * _feed_forward_bytes(config, element)
+    states, length = config.state_dim, input_length_tokens
+    num_columns = 1 << ((length - 1).bit_length() + 1) // 2
+    num_rows = math.ceil(length / num_columns)
+    directions = 1 if config.is_causal_lm else 2
+    kernels = directions * config.state_space_channels
+    final = kernels * num_rows * num_columns * states
+    if config.state_space == "s4":
+        # Columns and rows by doubling, with the transition squared in between.
+        squarings = num_columns.bit_length() - 1 + max(0, (num_rows - 1).bit_length() - 1)
+        learns_dt = "log_dt" in config.trainable_state_space
+        fixed = not {"A", "B", "P"} & set(config.trainable_state_space)
+        vectors = 3 if learns_dt and fixed else 1
+        made = vectors * (num_columns - 1) + kernels * (num_rows - 1)
+        final += squarings * states**3 + made * states**2
+    return len(config.state_space_layer_indices) * config.d_model * 2 * final

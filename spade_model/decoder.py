@@ -1,4 +1,4 @@
-"""The decoder: full causal attention, cross-attention, learned positions, a cache."""
+"""The decoder of an encoder-decoder: full causal attention, cross-attention, a cache."""
 
 from __future__ import annotations
 
@@ -6,26 +6,32 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spade_model.cache import DecodingCache
+from spade_model.attention.cache import DecodingCache
+from spade_model.attention.decoder import add_bias, causal_mask
+from spade_model.attention.positions import alibi_bias, rotary_angles
 from spade_model.config import SpadeConfig
-from spade_model.decoder_attention import causal_mask
-from spade_model.layers import DecoderLayer, layer_norm
+from spade_model.layers import DecoderLayer
+from spade_model.norms import make_norm
 
 
 class Decoder(nn.Module):
-    """Embeddings plus positions, LayerNorm, the layers, a final LayerNorm if configured."""
+    """Embeddings, plus learned positions if configured, a norm, the layers, a final norm."""
 
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        self.positions = nn.Embedding(config.max_target_length_tokens, config.d_model)
-        self.first_layer_norm = layer_norm(config)
+        self.positions = (
+            nn.Embedding(config.max_target_length_tokens, config.d_model)
+            if config.decoder_position == "learned"
+            else None
+        )
+        self.first_norm = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index) for index in range(config.num_decoder_layers)
         )
-        self.final_layer_norm = layer_norm(config) if config.final_layer_norm else nn.Identity()
+        self.final_norm = make_norm(config) if config.final_norm else nn.Identity()
 
     def forward(
         self,
@@ -55,25 +61,38 @@ class Decoder(nn.Module):
         length, past = embeddings.shape[1], 0
         if cache is not None:
             past = cache.self_attention.length_tokens
-        limit = self.config.max_target_length_tokens
-        if past + length > limit:
-            raise ValueError(
-                f"the decoder was given {past + length} tokens, above "
-                f"max_target_length_tokens={limit}; shorten the targets or raise the field"
-            )
+        self._check_length(past + length)
         valid = None if decoder_attention_mask is None else decoder_attention_mask.bool()
         self_mask = causal_mask(valid, length, past, embeddings.device)
         cross_mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         if valid is None:
-            positions = torch.arange(past, past + length, device=embeddings.device)
+            all_positions = torch.arange(past + length, device=embeddings.device)[None]
         else:
-            positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]
-        hidden: Tensor = self.dropout(self.first_layer_norm(embeddings + self.positions(positions)))
+            all_positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+        positions = all_positions[:, past:]
+        angles = None
+        if self.config.decoder_position == "rope":
+            angles = rotary_angles(positions, self.config.head_dim)
+        elif self.config.decoder_position == "alibi":
+            distance = all_positions[:, None, :] - positions[:, :, None]
+            bias = alibi_bias(distance, self.config.num_heads).transpose(0, 1)
+            self_mask = add_bias(self_mask, bias)
+        if self.positions is not None:
+            embeddings = embeddings + self.positions(positions)
+        hidden: Tensor = self.dropout(self.first_norm(embeddings))
         for layer in self.layers:
-            inputs = (hidden, self_mask, encoder_hidden_states, cross_mask, cache)
+            inputs = (hidden, self_mask, angles, encoder_hidden_states, cross_mask, cache)
             if self.activation_checkpointing and self.training and cache is None:
                 hidden = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 hidden = layer(*inputs)
-        output: Tensor = self.final_layer_norm(hidden)
+        output: Tensor = self.final_norm(hidden)
         return output
+
+    def _check_length(self, num_tokens: int) -> None:
+        limit = self.config.max_target_length_tokens
+        if self.positions is not None and num_tokens > limit:
+            raise ValueError(
+                f"the decoder was given {num_tokens} tokens, above "
+                f"max_target_length_tokens={limit}; shorten the targets or raise the field"
+            )

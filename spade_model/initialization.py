@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from spade_model.attention.decoder import CausalSelfAttention, CrossAttention
+from spade_model.attention.long import LongSelfAttention
 from spade_model.config import SpadeConfig
-from spade_model.decoder_attention import CausalSelfAttention, CrossAttention
+from spade_model.decoder import Decoder
 from spade_model.feed_forward import FeedForward
 from spade_model.layers import GlobalLocalMixing
-from spade_model.local_attention import LocalSelfAttention
 
 
 @torch.no_grad()
-def initialize_parameters(
-    model: nn.Module, config: SpadeConfig, *, tokens: nn.Embedding, positions: nn.Embedding
-) -> None:
+def initialize_parameters(model: nn.Module, config: SpadeConfig, *, tokens: nn.Embedding) -> None:
     """Draw the weights that `SpadeConfig.initialization` asks for.
 
     ``scaled``: every projection N(0, 1 / fan_in), so that unit inputs give unit outputs; relative
@@ -33,24 +32,24 @@ def initialize_parameters(
         model: The network, changed in place.
         config: Its configuration.
         tokens: Its token embedding, the output head as well.
-        positions: Its decoder positions.
     """
-    if config.initialization == "published":
+    published = config.initialization == "published"
+    if published:
         _initialize_as_published(model, config.d_model)
-        tokens.weight.normal_()
-        positions.weight.normal_()
     else:
         _initialize_scaled(model)
-        scale = config.d_model**-0.5 / 2
-        tokens.weight.normal_(std=scale)
-        positions.weight.normal_(std=scale / 10)
+    scale = 1.0 if published else config.d_model**-0.5 / 2
+    tokens.weight.normal_(std=scale)
+    for module in model.modules():
+        if isinstance(module, Decoder) and module.positions is not None:
+            module.positions.weight.normal_(std=scale if published else scale / 10)
 
 
 def _initialize_scaled(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             _normal(module, module.in_features**-0.5)
-        elif isinstance(module, LocalSelfAttention):
+        elif isinstance(module, LongSelfAttention) and module.relative_attention_bias is not None:
             module.relative_attention_bias.weight.zero_()
 
 
@@ -59,12 +58,13 @@ def _initialize_as_published(model: nn.Module, width: int) -> None:
         if isinstance(module, FeedForward):
             _normal(module.expand, width**-0.5)
             _normal(module.contract, module.contract.in_features**-0.5)
-        elif isinstance(module, LocalSelfAttention):
+        elif isinstance(module, LongSelfAttention):
             _normal(module.query_key_value, width**-0.5)
             query = module.query_key_value.weight[: module.output.in_features]
             query.normal_(std=(width * module.head_dim) ** -0.5)
             _normal(module.output, module.output.in_features**-0.5)
-            module.relative_attention_bias.weight.normal_(std=width**-0.5)
+            if module.relative_attention_bias is not None:
+                module.relative_attention_bias.weight.normal_(std=width**-0.5)
         elif isinstance(module, (CausalSelfAttention, CrossAttention, GlobalLocalMixing)):
             for child in module.children():
                 if isinstance(child, nn.Linear):

@@ -1,27 +1,26 @@
 """The layers of encoder and decoder: sublayers around one residual stream.
 
 With ``normalization='pre'`` a sublayer computes ``x + f(LN(x))``, with ``'post'``
-``LN(x + f(x))``. LayerNorms are the full ones, with mean and bias.
+``LN(x + f(x))``, LN the configured norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from spade_model.cache import DecodingCache
+from spade_model.attention.cache import DecodingCache
+from spade_model.attention.decoder import CausalSelfAttention, CrossAttention
+from spade_model.attention.long import AttentionContext, LongSelfAttention
 from spade_model.config import SpadeConfig
-from spade_model.decoder_attention import CausalSelfAttention, CrossAttention
+from spade_model.decoding import LayerMemory
 from spade_model.feed_forward import FeedForward
-from spade_model.local_attention import LocalSelfAttention, LocalWindows
-from spade_model.state_space import StateSpace
-
-
-def layer_norm(config: SpadeConfig) -> nn.LayerNorm:
-    """Return a LayerNorm over the residual stream."""
-    return nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+from spade_model.norms import make_norm
+from spade_model.state_space.registry import make_sequence_mixer
+from spade_model.state_space.segments import SegmentLayout
 
 
 class ResidualSublayer(nn.Module):
@@ -30,56 +29,94 @@ class ResidualSublayer(nn.Module):
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
         self.normalize_before = config.normalization == "pre"
-        self.layer_norm = layer_norm(config)
+        self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def add(self, hidden: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply the sublayer's function and join the residual stream, [B, L, d_model]."""
         if self.normalize_before:
-            joined: Tensor = hidden + self.dropout(function(self.layer_norm(hidden)))
+            joined: Tensor = hidden + self.dropout(function(self.norm(hidden)))
         else:
-            joined = self.layer_norm(hidden + self.dropout(function(hidden)))
+            joined = self.norm(hidden + self.dropout(function(hidden)))
         return joined
 
 
+@dataclass(frozen=True)
+class TokenContext:
+    """What the layers of the long stack need to know of a batch; made once, read by all."""
+
+    valid: Tensor | None
+    """Bool [B, L], False where padded, or None."""
+    segments: SegmentLayout | None
+    """Where the documents of packed rows begin and end, or None."""
+    attention: AttentionContext
+    """Who sees whom."""
+    memory: LayerMemory | None = None
+    """What the layer knows of the tokens before while decoding; then each layer's context differs.
+    None for whole sequences."""
+
+
 class LocalMixing(ResidualSublayer):
-    """Token mixing of the upper encoder layers: local attention alone."""
+    """Token mixing of most layers: local attention alone."""
 
-    def __init__(self, config: SpadeConfig) -> None:
+    def __init__(self, config: SpadeConfig, layer_index: int) -> None:
         super().__init__(config)
-        self.local_attention = LocalSelfAttention(config)
+        self.local_attention = LongSelfAttention(config, layer_index)
 
-    def forward(self, hidden: Tensor, valid: Tensor | None, windows: LocalWindows) -> Tensor:
-        """[B, L, d_model] to the same; padding is known from the windows."""
-        return self.add(hidden, lambda normed: self.local_attention(normed, windows))
+    def forward(
+        self, hidden: Tensor, context: TokenContext, shared_bias: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, d_model] to the same; `shared_bias` as of `LongSelfAttention`."""
+        return self.add(
+            hidden, lambda normed: self.local_attention(normed, context.attention, shared_bias)
+        )
 
 
 class GlobalLocalMixing(ResidualSublayer):
-    """Token mixing of the bottom encoder layers, what makes the network SPADE.
+    """Token mixing with a state space for what is far: what makes the network SPADE.
 
-    ``f(z) = W [LN_g(S4(z)); LN_l(attention(z))] + b``: a state space for what is far and local
-    attention for what is near, normalised apart, joined by one projection (section 3 of the
-    paper).
+    With g the state space's output and a that of local attention (section 3 of the paper):
+    ``W [LN g; LN a] + b`` if they are concatenated, ``w LN g + (1 - w) LN a`` if added, and
+    ``attention(state_space(z))`` if stacked.
     """
 
-    def __init__(self, config: SpadeConfig) -> None:
+    def __init__(self, config: SpadeConfig, layer_index: int, *, causal: bool) -> None:
         super().__init__(config)
-        self.state_space = StateSpace(config)
-        self.local_attention = LocalSelfAttention(config)
-        self.global_layer_norm = layer_norm(config)
-        self.local_layer_norm = layer_norm(config)
-        self.aggregate = nn.Linear(2 * config.d_model, config.d_model)
+        self.combine, self.global_weight = config.combine, config.combine_weight
+        self.state_space = make_sequence_mixer(config, causal=causal)
+        self.local_attention = LongSelfAttention(config, layer_index)
+        if config.combine != "stack":
+            global_width = config.state_space_channels * config.d_model
+            self.global_norm = make_norm(config, global_width)
+            self.local_norm = make_norm(config)
+        if config.combine == "concat":
+            self.aggregate = nn.Linear(global_width + config.d_model, config.d_model)
 
-    def forward(self, hidden: Tensor, valid: Tensor | None, windows: LocalWindows) -> Tensor:
-        """[B, L, d_model] to the same; `valid` is bool [B, L] or None."""
+    def forward(
+        self, hidden: Tensor, context: TokenContext, shared_bias: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, d_model] to the same; `shared_bias` as of `LongSelfAttention`."""
 
         def mix(normed: Tensor) -> Tensor:
-            far = self.global_layer_norm(self.state_space(normed, valid))
-            near = self.local_layer_norm(self.local_attention(normed, windows))
-            mixed: Tensor = self.aggregate(torch.cat([far, near], dim=-1))
-            return mixed
+            if context.memory is None:
+                far = self.state_space(normed, context.valid, context.segments)
+            else:
+                far = context.memory.mix(self.state_space, normed, context.valid)
+            source = far if self.combine == "stack" else normed
+            near = self.local_attention(source, context.attention, shared_bias)
+            return self.join(far, near)
 
         return self.add(hidden, mix)
+
+    def join(self, far: Tensor, near: Tensor) -> Tensor:
+        """Combine the state space's output [B, L, C d_model] with attention's [B, L, d_model]."""
+        if self.combine == "stack":
+            return near
+        far, near = self.global_norm(far), self.local_norm(near)
+        if self.combine == "add":
+            return self.global_weight * far + (1 - self.global_weight) * near
+        joined: Tensor = self.aggregate(torch.cat([far, near], dim=-1))
+        return joined
 
 
 class PositionWise(ResidualSublayer):
@@ -94,18 +131,24 @@ class PositionWise(ResidualSublayer):
         return self.add(hidden, self.feed_forward)
 
 
-class EncoderLayer(nn.Module):
-    """Token mixing, with a state space in the bottom layers, then feed-forward."""
+class LongLayer(nn.Module):
+    """A layer of the encoder or of the causal language model: token mixing, then feed-forward."""
 
-    def __init__(self, config: SpadeConfig, layer_index: int) -> None:
+    mixing: LocalMixing | GlobalLocalMixing
+
+    def __init__(self, config: SpadeConfig, layer_index: int, *, causal: bool) -> None:
         super().__init__()
-        with_state_space = layer_index < config.state_space_layers
-        self.mixing = GlobalLocalMixing(config) if with_state_space else LocalMixing(config)
+        if layer_index in config.state_space_layer_indices:
+            self.mixing = GlobalLocalMixing(config, layer_index, causal=causal)
+        else:
+            self.mixing = LocalMixing(config, layer_index)
         self.position_wise = PositionWise(config, bias=config.feed_forward_bias)
 
-    def forward(self, hidden: Tensor, valid: Tensor | None, windows: LocalWindows) -> Tensor:
-        """[B, L, d_model] to the same."""
-        output: Tensor = self.position_wise(self.mixing(hidden, valid, windows))
+    def forward(
+        self, hidden: Tensor, context: TokenContext, shared_bias: Tensor | None = None
+    ) -> Tensor:
+        """[B, L, d_model] to the same; `shared_bias` as of `LongSelfAttention`."""
+        output: Tensor = self.position_wise(self.mixing(hidden, context, shared_bias))
         return output
 
 
@@ -116,10 +159,16 @@ class CausalMixing(ResidualSublayer):
         super().__init__(config)
         self.attention = CausalSelfAttention(config, layer_index)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, cache: DecodingCache | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        angles: Tensor | None,
+        cache: DecodingCache | None,
+    ) -> Tensor:
         """[B, T, d_model] to the same."""
         kept = None if cache is None else cache.self_attention
-        return self.add(hidden, lambda normed: self.attention(normed, mask, kept))
+        return self.add(hidden, lambda normed: self.attention(normed, mask, angles, kept))
 
 
 class CrossMixing(ResidualSublayer):
@@ -157,12 +206,13 @@ class DecoderLayer(nn.Module):
         self,
         hidden: Tensor,
         self_mask: Tensor | None,
+        angles: Tensor | None,
         encoder_hidden_states: Tensor,
         cross_mask: Tensor | None,
         cache: DecodingCache | None,
     ) -> Tensor:
         """[B, T, d_model] to the same."""
-        hidden = self.mixing(hidden, self_mask, cache)
+        hidden = self.mixing(hidden, self_mask, angles, cache)
         hidden = self.cross_mixing(hidden, encoder_hidden_states, cross_mask, cache)
         output: Tensor = self.position_wise(hidden)
         return output

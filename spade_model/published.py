@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from spade_model.config import SpadeConfig
-from spade_model.state_space_kernel import discretize, real_output
+from spade_model.state_space.s4_kernel import discretize, real_output
 
-_RESERVED_POSITIONS = 2
+RESERVED_POSITIONS = 2
 """Rows of the published position table in front of the first token's: unused, and padding."""
 
 
@@ -42,6 +42,7 @@ def published_config(published: Mapping[str, Any]) -> SpadeConfig:
     num_layers = published.get("num_layers", 6)
     num_decoder_layers = published.get("num_decoder_layers")
     pre_norm = published.get("normalize_before", False)
+    every = published.get("s4_every_n_layers", 1000)
     return SpadeConfig(
         vocab_size=published["vocab_size"],
         d_model=published.get("d_model", 512),
@@ -50,16 +51,16 @@ def published_config(published: Mapping[str, Any]) -> SpadeConfig:
         d_ff=published.get("d_ff", 2048),
         num_encoder_layers=num_layers,
         num_decoder_layers=num_layers if num_decoder_layers is None else num_decoder_layers,
-        state_space_layers=1,
+        state_space_layers=f"every {every}",
         state_dim=published.get("s4_state_dim", 64),
         state_space_copies=published.get("s4_n_ssm", 768),
-        local_radius_tokens=published.get("local_radius", 127),
+        local_radius_tokens=published.get("local_radius", 128),
         relative_attention_num_buckets=published.get("relative_attention_num_buckets", 32),
         relative_attention_max_distance_tokens=published.get(
             "relative_attention_max_distance", 128
         ),
         normalization="pre" if pre_norm else "post",
-        final_layer_norm=False,
+        final_norm=False,
         feed_forward="relu" if kind == "relu" else "gated_gelu",
         # Without gates the published projections always have biases; with gates only the decoder's
         # follow `have_bias`, because the encoder's setting is overridden.
@@ -67,8 +68,8 @@ def published_config(published: Mapping[str, Any]) -> SpadeConfig:
         decoder_bias=published.get("have_bias", False),
         initialization="published",
         dropout=published.get("dropout_rate", 0.1),
-        layer_norm_epsilon=published.get("layer_norm_epsilon", 1e-6),
-        max_target_length_tokens=published.get("max_position_embeddings", 1024),
+        norm_epsilon=published.get("layer_norm_epsilon", 1e-6),
+        max_target_length_tokens=published.get("max_position_embeddings", 512),
         pad_token_id=published.get("pad_token_id", 1),
         eos_token_id=published.get("eos_token_id", 2),
         decoder_start_token_id=published.get("decoder_start_token_id", 2),
@@ -105,7 +106,7 @@ def state_space_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     C = output_matrix(C, Ad, int(published["kernel.kernel.L"])).to(C.dtype)
     return {
         "C": C,
-        "D": published["D"][0],
+        "D": published["D"].flatten(),
         "log_dt": log_dt,
         "log_decay": log_decay,
         "frequency": frequency,
@@ -152,9 +153,9 @@ def local_attention_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate the first sublayer of an encoder layer, with or without a state space."""
     names = {
-        "layer_norm": "layer_norm",
-        "norm_global": "global_layer_norm",
-        "norm_local": "local_layer_norm",
+        "layer_norm": "norm",
+        "norm_global": "global_norm",
+        "norm_local": "local_norm",
         "aggregate": "aggregate",
     }
     attention = local_attention_state(_under("SelfAttention.", published))
@@ -169,13 +170,13 @@ def _position_wise_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     gated = "DenseReluDense.wi_0.weight" in published
     inner = ["wi_0", "wi_1"] if gated else ["wi"]
     state = _joined(published, [f"DenseReluDense.{name}" for name in inner], "feed_forward.expand")
-    names = {"DenseReluDense.wo": "feed_forward.contract", "layer_norm": "layer_norm"}
+    names = {"DenseReluDense.wo": "feed_forward.contract", "layer_norm": "norm"}
     return state | _renamed(published, names)
 
 
 def _causal_mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     parts = [f"SelfAttention.{name}" for name in "qkv"]
-    names = {"SelfAttention.o": "attention.output", "layer_norm": "layer_norm"}
+    names = {"SelfAttention.o": "attention.output", "layer_norm": "norm"}
     return _joined(published, parts, "attention.query_key_value") | _renamed(published, names)
 
 
@@ -183,7 +184,7 @@ def _cross_mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {
         "EncDecAttention.q": "attention.query",
         "EncDecAttention.o": "attention.output",
-        "layer_norm": "layer_norm",
+        "layer_norm": "norm",
     }
     parts = ["EncDecAttention.k", "EncDecAttention.v"]
     return _joined(published, parts, "attention.key_value") | _renamed(published, names)
@@ -191,7 +192,7 @@ def _cross_mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encoder_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[str, Tensor]:
     """Translate the encoder (names such as ``block.0.layer.0.SelfAttention.q.weight``)."""
-    state = _renamed(published, {"first_layer_norm": "first_layer_norm"})
+    state = _renamed(published, {"first_layer_norm": "first_norm"})
     for index in range(config.num_encoder_layers):
         theirs, ours = f"block.{index}.layer.", f"layers.{index}."
         state |= _prefixed(f"{ours}mixing.", mixing_state(_under(f"{theirs}0.", published)))
@@ -202,8 +203,8 @@ def encoder_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[
 
 def decoder_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[str, Tensor]:
     """Translate the decoder (names such as ``block.0.layer.1.EncDecAttention.q.weight``)."""
-    state = _renamed(published, {"first_layer_norm": "first_layer_norm"})
-    state["positions.weight"] = published["pos_embed.weight"][_RESERVED_POSITIONS:]
+    state = _renamed(published, {"first_layer_norm": "first_norm"})
+    state["positions.weight"] = published["pos_embed.weight"][RESERVED_POSITIONS:]
     for index in range(config.num_decoder_layers):
         theirs, ours = f"block.{index}.layer.", f"layers.{index}."
         parts = {
@@ -233,3 +234,35 @@ def seq2seq_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[
         **_prefixed("model.encoder.", encoder_state(_under("encoder.", published), config)),
         **_prefixed("model.decoder.", decoder_state(_under("decoder.", published), config)),
     }
+
+
+def causal_layers_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[str, Tensor]:
+    """Translate the layers of a published language model into a state of `LongStack`.
+
+    They are those of the `EfficientLongSequenceModeling` repository, names such as
+    ``0.self_attn.q.weight``; the norm on the embeddings is not among them. Layer 0 has the only
+    table of relative biases: ``shared_relative_bias: true``.
+
+    Args:
+        published: Their state, as saved before or after its first forward.
+        config: A causal configuration of the same sizes.
+    """
+    state: dict[str, Tensor] = {}
+    for index in range(config.num_decoder_layers):
+        layer, ours = _under(f"{index}.", published), f"layers.{index}."
+        names = {
+            "self_attn_layer_norm": "mixing.norm",
+            "norm_global": "mixing.global_norm",
+            "norm_local": "mixing.local_norm",
+            "aggregate": "mixing.aggregate",
+            "fc1": "position_wise.feed_forward.expand",
+            "fc2": "position_wise.feed_forward.contract",
+            "final_layer_norm": "position_wise.norm",
+        }
+        state |= _prefixed(ours, _renamed(layer, names))
+        attention = local_attention_state(_under("self_attn.", layer))
+        state |= _prefixed(f"{ours}mixing.local_attention.", attention)
+        state_space = _under("s4_module.s4.", layer)
+        if state_space:
+            state |= _prefixed(f"{ours}mixing.state_space.", state_space_state(state_space))
+    return state

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_model.cache import DecoderCache, DecodingCache
+from spade_model.attention.backends import check_backend
+from spade_model.attention.cache import DecoderCache, DecodingCache
 from spade_model.config import SpadeConfig
 from spade_model.decoder import Decoder
-from spade_model.encoder import Encoder
 from spade_model.initialization import initialize_parameters
+from spade_model.stack import LongStack
 
 IGNORED_LABEL = -100
 """Labels of this value take no part in the loss."""
@@ -31,18 +32,54 @@ class Seq2SeqOutput:
 
 
 class SpadeModel(nn.Module):
-    """Encoder and decoder around one token embedding."""
+    """Encoder and decoder around one token embedding, or an encoder alone.
+
+    Weights are drawn as the modules of torch draw them; `SpadeForSeq2Seq` draws those that
+    pretraining starts from.
+
+    Raises:
+        ValueError: The configuration is that of a causal language model.
+    """
+
+    decoder: Decoder | None
 
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
+        if config.is_causal_lm:
+            raise ValueError(
+                "num_encoder_layers=0 makes a causal language model; build it with "
+                "SpadeForCausalLM, or give the encoder layers"
+            )
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = LongStack(config, causal=False)
+        self.decoder = Decoder(config) if config.num_decoder_layers else None
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Return the encoder's output [B, L, d_model] for ids [B, L]."""
-        hidden: Tensor = self.encoder(self.shared(input_ids), attention_mask)
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only the input of each layer while training and compute the layer again.
+
+        Costs one more forward pass of the layers and saves most activation memory.
+        """
+        self.encoder.activation_checkpointing = enabled
+        if self.decoder is not None:
+            self.decoder.activation_checkpointing = enabled
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose who computes the encoder's attention, see `spade_model.attention.backends`.
+
+        Raises:
+            ValueError: There is no such backend.
+        """
+        self.encoder.attention_backend = check_backend(backend)
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return the encoder's output [B, L, d_model]; arguments as of `LongStack.forward`."""
+        hidden: Tensor = self.encoder(self.shared(input_ids), attention_mask, segment_ids)
         return hidden
 
     def decode(
@@ -54,7 +91,13 @@ class SpadeModel(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         cache: DecodingCache | None = None,
     ) -> Tensor:
-        """Return the decoder's output [B, T, d_model]; arguments as of `Decoder.forward`."""
+        """Return the decoder's output [B, T, d_model]; arguments as of `Decoder.forward`.
+
+        Raises:
+            ValueError: There is no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError("num_decoder_layers=0 leaves no decoder; only encode() is possible")
         hidden: Tensor = self.decoder(
             self.shared(decoder_input_ids),
             encoder_hidden_states,
@@ -80,40 +123,49 @@ class SpadeForSeq2Seq(nn.Module):
 
     Parameters are float32 and drawn from torch's generator while constructing, so the same
     `torch.manual_seed` gives the same weights. Train in bfloat16 under `torch.autocast`.
+
+    Raises:
+        ValueError: The configuration is not that of an encoder-decoder.
     """
 
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
         self.config = config
+        if not config.is_encoder_decoder:
+            raise ValueError(
+                f"num_encoder_layers={config.num_encoder_layers} and num_decoder_layers="
+                f"{config.num_decoder_layers} make no encoder-decoder; give both stacks layers"
+            )
         self.model = SpadeModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.lm_head.weight = self.model.shared.weight
-        initialize_parameters(
-            self.model,
-            config,
-            tokens=self.model.shared,
-            positions=self.model.decoder.positions,
-        )
+        initialize_parameters(self.model, config, tokens=self.model.shared)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the input of each layer while training and compute the layer again.
+        """See `SpadeModel.set_activation_checkpointing`."""
+        self.model.set_activation_checkpointing(enabled)
 
-        Costs one more forward pass of the layers and saves most activation memory.
-        """
-        self.model.encoder.activation_checkpointing = enabled
-        self.model.decoder.activation_checkpointing = enabled
+    def set_attention_backend(self, backend: str) -> None:
+        """See `SpadeModel.set_attention_backend`."""
+        self.model.set_attention_backend(backend)
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> Tensor:
         """Return the encoder's output.
 
         Args:
             input_ids: int64 [B, L].
             attention_mask: Bool [B, L], False where padded, or None if nothing is.
+            segment_ids: int64 [B, L], the document of each token of packed rows, or None.
 
         Returns:
             [B, L, d_model].
         """
-        return self.model.encode(input_ids, attention_mask)
+        return self.model.encode(input_ids, attention_mask, segment_ids)
 
     def decode(
         self,
@@ -154,6 +206,7 @@ class SpadeForSeq2Seq(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
     ) -> Seq2SeqOutput:
         """Encode, decode, and compare with labels if there are any.
 
@@ -163,6 +216,8 @@ class SpadeForSeq2Seq(nn.Module):
             attention_mask: Of the input, bool [B, L], False where padded, or None.
             decoder_input_ids: int64 [B, T]; by default the labels shifted right.
             decoder_attention_mask: Bool [B, T] or None.
+            segment_ids: Of the input, int64 [B, L]: documents of packed rows, which do not meet
+                in the encoder, or None.
 
         Raises:
             ValueError: Neither labels nor decoder inputs were given, or the target is too long.
@@ -171,7 +226,7 @@ class SpadeForSeq2Seq(nn.Module):
             if labels is None:
                 raise ValueError("labels and decoder_input_ids are both missing; give one of them")
             decoder_input_ids = shift_right(labels, self.config)
-        encoder_hidden_states = self.encode(input_ids, attention_mask)
+        encoder_hidden_states = self.encode(input_ids, attention_mask, segment_ids)
         logits = self.decode(
             decoder_input_ids,
             encoder_hidden_states,

@@ -84,3 +84,15 @@ def test_step_by_step_works_as_printed(prose_corpus, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_example_of_the_model_page_runs():
+    page = (README.parent / "docs" / "model.md").read_text(encoding="utf-8")
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tensor(" in done.stdout
+    for path in re.findall(r"`(spade_model/[\w/]+\.py)`", page):
+        assert (README.parent / path).is_file(), path

@@ -9,20 +9,23 @@ from __future__ import annotations
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
+from spade_model.huggingface.causal_lm import SpadeForCausalLM
+from spade_model.huggingface.classification import SpadeForSequenceClassification
 from spade_model.huggingface.configuration import SpadePretrainedConfig
 from spade_model.huggingface.modeling import (
     SpadeForConditionalGeneration,
-    SpadeForSequenceClassification,
     SpadePretrainedModel,
 )
 from spade_model.huggingface.tokenization import SpadeTokenizer
 
 __all__ = [
+    "SpadeForCausalLM",
     "SpadeForConditionalGeneration",
     "SpadeForSequenceClassification",
     "SpadePretrainedConfig",
@@ -32,6 +35,7 @@ __all__ = [
 
 AutoConfig.register(SpadePretrainedConfig.model_type, SpadePretrainedConfig)
 AutoModel.register(SpadePretrainedConfig, SpadePretrainedModel)
+AutoModelForCausalLM.register(SpadePretrainedConfig, SpadeForCausalLM)
 AutoModelForSeq2SeqLM.register(SpadePretrainedConfig, SpadeForConditionalGeneration)
 AutoModelForSequenceClassification.register(SpadePretrainedConfig, SpadeForSequenceClassification)
 AutoTokenizer.register(SpadePretrainedConfig, SpadeTokenizer)

@@ -48,7 +48,7 @@ class SpadePretrainedConfig(PreTrainedConfig):
             else:
                 # JSON has no tuples.
                 setattr(self, field.name, tuple(value) if isinstance(value, list) else value)
-        kwargs["is_encoder_decoder"] = True
+        kwargs["is_encoder_decoder"] = self.num_encoder_layers > 0 and self.num_decoder_layers > 0
         super().__init__(tie_word_embeddings=True, **kwargs)
 
     @classmethod

@@ -16,14 +16,14 @@ from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
-    SequenceClassifierOutput,
 )
 from transformers.utils.generic import can_return_tuple
 
+from spade_model.causal_lm import SpadeCausalModel, SpadeForCausalLM
 from spade_model.decoder import Decoder
-from spade_model.encoder import Encoder
 from spade_model.huggingface.configuration import SpadePretrainedConfig
 from spade_model.huggingface.generation_cache import GenerationCache
+from spade_model.initialization import initialize_parameters
 from spade_model.seq2seq import (
     IGNORED_LABEL,
     SpadeForSeq2Seq,
@@ -31,18 +31,41 @@ from spade_model.seq2seq import (
     cross_entropy,
     shift_right,
 )
+from spade_model.stack import LongStack
 
 _INITIALIZED = "_is_hf_initialized"
 """The mark of `transformers` on tensors and modules whose values are not to be drawn again."""
 
 
-def build_network(config: SpadePretrainedConfig) -> SpadeModel:
-    """Build the plain encoder-decoder with the weights that pretraining starts from.
+def build_network(config: SpadePretrainedConfig) -> SpadeModel | SpadeCausalModel:
+    """Build the plain network without a head, with the weights that pretraining starts from.
 
     Raises:
         ValueError: A field of the configuration is impossible.
     """
-    return SpadeForSeq2Seq(config.to_spade_config()).model
+    plain = config.to_spade_config()
+    if plain.is_causal_lm:
+        return SpadeForCausalLM(plain).model
+    if plain.is_encoder_decoder:
+        return SpadeForSeq2Seq(plain).model
+    encoder = SpadeModel(plain)
+    initialize_parameters(encoder, plain, tokens=encoder.shared)
+    return encoder
+
+
+def build_encoder(config: SpadePretrainedConfig) -> SpadeModel:
+    """Build a network that has an encoder.
+
+    Raises:
+        ValueError: It has none, or a field of the configuration is impossible.
+    """
+    network = build_network(config)
+    if isinstance(network, SpadeModel):
+        return network
+    raise ValueError(
+        "num_encoder_layers=0 makes a causal language model, which has no encoder; load it with "
+        "AutoModelForCausalLM"
+    )
 
 
 class SpadeEncoderView(nn.Module):
@@ -53,7 +76,7 @@ class SpadeEncoderView(nn.Module):
 
     main_input_name = "input_ids"
 
-    def __init__(self, shared: nn.Embedding, encoder: Encoder) -> None:
+    def __init__(self, shared: nn.Embedding, encoder: LongStack) -> None:
         super().__init__()
         self.shared = shared
         self.encoder = encoder
@@ -85,7 +108,7 @@ class SpadeBase(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["LongLayer", "DecoderLayer"]  # noqa: RUF012
     # Kernels of 16-bit state-space parameters mean nothing: one step of dt is lost in the rounding.
     _keep_in_fp32_modules_strict = ["state_space"]  # noqa: RUF012 - early 5.x adds lists to it
 
@@ -133,7 +156,7 @@ class SpadeBase(PreTrainedModel):
                 f"every_n_layers={every_n_layers}: SPADE checkpoints every layer; leave it out"
             )
         for module in self.modules():
-            if isinstance(module, Encoder | Decoder):
+            if isinstance(module, LongStack | Decoder):
                 module.activation_checkpointing = enable
 
     @property
@@ -157,11 +180,17 @@ class SpadeBase(PreTrainedModel):
 
 
 class SpadePretrainedModel(SpadeBase):
-    """The encoder-decoder without a head; what `AutoModel` loads."""
+    """The encoder-decoder without a head, or the encoder alone; what `AutoModel` loads.
+
+    Without a decoder (``num_decoder_layers=0``) it returns the encoder's output.
+
+    Raises:
+        ValueError: The configuration is that of a causal language model.
+    """
 
     def __init__(self, config: SpadePretrainedConfig) -> None:
         super().__init__(config)
-        network = build_network(config)
+        network = build_encoder(config)
         self.shared, self.encoder, self.decoder = network.shared, network.encoder, network.decoder
         self._finish()
 
@@ -180,8 +209,8 @@ class SpadePretrainedModel(SpadeBase):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-    ) -> Seq2SeqModelOutput:
-        """Encode unless that was done before, and decodes.
+    ) -> Seq2SeqModelOutput | BaseModelOutput:
+        """Encode unless that was done before, and decode if there is a decoder.
 
         Args:
             input_ids: int64 [B, L].
@@ -199,6 +228,8 @@ class SpadePretrainedModel(SpadeBase):
             ValueError: An input is missing or given twice, a cache is of an unsupported kind, or
                 the target is longer than `max_target_length_tokens`.
         """
+        if self.decoder is None:
+            return self.get_encoder()(input_ids, attention_mask, inputs_embeds)
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
         if encoder_outputs is None:
@@ -314,58 +345,3 @@ class SpadeForConditionalGeneration(SpadeBase, GenerationMixin):
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Return the labels [B, T] shifted right, which data collators ask for."""
         return shift_right(labels, self.config.to_spade_config())
-
-
-class SpadeForSequenceClassification(SpadeBase):
-    """The encoder with a linear classifier on the mean of its outputs.
-
-    One text or a pair, as the tokenizer joins them. `num_labels` and `problem_type` of the
-    configuration say what is predicted: a class, several yes-or-no answers, or numbers.
-    """
-
-    # The decoder of a pretrained checkpoint is left out on purpose.
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^lm_head\."]  # noqa: RUF012
-    # The loss is a mean over the batch whatever the problem type.
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: SpadePretrainedConfig) -> None:
-        super().__init__(config)
-        network = build_network(config)
-        self.model = SpadeEncoderView(network.shared, network.encoder)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.d_model, config.num_labels)
-        self._finish()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """Compute logits [B, num_labels], and the loss if there are labels.
-
-        Args:
-            input_ids: int64 [B, L].
-            attention_mask: [B, L], 0 where padded; padding takes no part in the mean.
-            inputs_embeds: [B, L, d_model] instead of `input_ids`.
-            labels: Class indices [B], 0 or 1 [B, num_labels], or numbers [B] or [B, num_labels].
-            return_dict: Whether to return an object instead of a tuple.
-
-        Raises:
-            ValueError: Both or neither of the inputs were given.
-        """
-        hidden = self.model(input_ids, attention_mask, inputs_embeds).last_hidden_state
-        if attention_mask is None:
-            pooled = hidden.mean(dim=1)
-        else:
-            weights = attention_mask.to(hidden)[:, :, None]
-            # Not a product: what stands at padded positions has no meaning and need not be finite.
-            summed = hidden.masked_fill(weights == 0, 0).sum(dim=1)
-            pooled = summed / weights.sum(dim=1).clamp(min=1)
-        logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)

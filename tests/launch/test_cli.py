@@ -38,6 +38,7 @@ COMMANDS = [
     ["checkpoint", "verify"],
     ["export"],
     ["generate"],
+    ["import", "msrlongt5"],
     ["doctor"],
     ["schema"],
 ]
@@ -170,6 +171,7 @@ def test_a_misspelt_key_names_the_right_one(tmp_path: Path) -> None:
         ["checkpoint", "verify", "MISSING"],
         ["tokenizer", "train", "--input", "MISSING", "--out", "OUT"],
         ["export", "MISSING", "--out", "OUT"],
+        ["import", "msrlongt5", "--weights", "MISSING", "--config", "MISSING", "--out", "OUT"],
         ["quickstart", "--corpus", "MISSING", "--out", "OUT"],
         ["schema", "--out", "MISSING/schema.json"],
     ],

@@ -44,11 +44,11 @@ TINY: dict[str, Any] = {
 }
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"normalization": "post", "final_layer_norm": False},
+    {"normalization": "post", "final_norm": False},
     {"feed_forward": "gated_gelu", "feed_forward_bias": True, "decoder_bias": True},
     {"trainable_state_space": ("C", "D", "log_dt", "A", "B", "P"), "state_space_copies": 4},
     {"trainable_state_space": (), "state_space_layers": 2, "initialization": "published"},
-    {"state_space_layers": 0, "num_encoder_layers": 1, "num_decoder_layers": 3},
+    {"state_space": "none", "num_encoder_layers": 1, "num_decoder_layers": 3},
     {"num_encoder_layers": 3, "num_decoder_layers": 1},
 ]
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from published_names import published_names
+from torch import nn
 
+from spade_model.attention.long import attention_context
 from spade_model.config import SpadeConfig
 from spade_model.feed_forward import FeedForward
-from spade_model.layers import GlobalLocalMixing, PositionWise
-from spade_model.local_attention import LocalSelfAttention, local_windows
+from spade_model.layers import GlobalLocalMixing, PositionWise, TokenContext
+from spade_model.norms import make_norm
 from spade_model.published import published_config, seq2seq_state
 from spade_model.seq2seq import SpadeForSeq2Seq
 
@@ -25,12 +27,12 @@ def small(**changes: Any) -> SpadeConfig:
 def test_pre_and_post_norm() -> None:
     hidden = torch.randn(2, 5, 12)
     before = PositionWise(small(), bias=False)
-    after = PositionWise(small(normalization="post", final_layer_norm=False), bias=False)
+    after = PositionWise(small(normalization="post", final_norm=False), bias=False)
     for layer in (before, after):
-        nn.init.normal_(layer.layer_norm.weight)
-    inner = before.feed_forward(before.layer_norm(hidden))
+        nn.init.normal_(layer.norm.weight)
+    inner = before.feed_forward(before.norm(hidden))
     torch.testing.assert_close(before(hidden), hidden + inner)
-    outer = after.layer_norm(hidden + after.feed_forward(hidden))
+    outer = after.norm(hidden + after.feed_forward(hidden))
     torch.testing.assert_close(after(hidden), outer)
 
 
@@ -46,85 +48,57 @@ def test_feed_forward_forms() -> None:
     torch.testing.assert_close(gated(x), (gate / 2 * (1 + tanh) * linear) @ gated.contract.weight.T)
 
 
-def test_local_attention_projects_scales_and_joins_heads() -> None:
-    config = small()
-    layer = LocalSelfAttention(config)
-    nn.init.zeros_(layer.relative_attention_bias.weight)
-    x = torch.randn(1, 4, 12)  # Within the radius, so the band is everything.
-    query, key, value = (
-        part.view(4, 2, 4).transpose(0, 1)
-        for part in (x[0] @ layer.query_key_value.weight.T).chunk(3, dim=-1)
+def context_of(config: SpadeConfig, length: int) -> TokenContext:
+    attention = attention_context(
+        config,
+        length,
+        causal=False,
+        valid=None,
+        segment_ids=None,
+        device=torch.device("cpu"),
+        backend="auto",
     )
-    weights = torch.softmax(query @ key.mT / 2, dim=-1)
-    joined = (weights @ value).transpose(0, 1).flatten(1)
-    windows = local_windows(config, 4, None, x.device)
-    torch.testing.assert_close(layer(x, windows)[0], joined @ layer.output.weight.T)
+    return TokenContext(None, None, attention)
 
 
-def test_global_and_local_are_normalised_apart_and_joined() -> None:
-    config = small()
-    layer = GlobalLocalMixing(config)
-    for norm in (layer.layer_norm, layer.global_layer_norm, layer.local_layer_norm):
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_norms(norm: str) -> None:
+    x = torch.randn(2, 5, 12)
+    module = make_norm(small(norm=norm, norm_epsilon=0.5))
+    nn.init.normal_(module.weight)
+    centred = x - x.mean(-1, keepdim=True) if norm == "layer_norm" else x
+    expected = centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + 0.5) * module.weight
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_concatenated_global_and_local(channels: int) -> None:
+    config = small(state_space_channels=channels)
+    layer = GlobalLocalMixing(config, 0, causal=False)
+    for norm in (layer.norm, layer.global_norm, layer.local_norm):
         nn.init.normal_(norm.weight)
     hidden = torch.randn(2, 13, 12)
-    windows = local_windows(config, 13, None, hidden.device)
-    normed = layer.layer_norm(hidden)
-    far = layer.global_layer_norm(layer.state_space(normed, None))
-    near = layer.local_layer_norm(layer.local_attention(normed, windows))
-    far_weight, near_weight = layer.aggregate.weight.chunk(2, dim=1)
+    context = context_of(config, 13)
+    normed = layer.norm(hidden)
+    far = layer.global_norm(layer.state_space(normed, None))
+    near = layer.local_norm(layer.local_attention(normed, context.attention))
+    far_weight, near_weight = layer.aggregate.weight.split([12 * channels, 12], dim=1)
     joined = far @ far_weight.T + near @ near_weight.T + layer.aggregate.bias
-    torch.testing.assert_close(layer(hidden, None, windows), hidden + joined)
+    torch.testing.assert_close(layer(hidden, context), hidden + joined)
 
 
-def published_names(config: dict[str, Any]) -> dict[str, Tensor]:
-    """A random state with the names and shapes of the published encoder-decoder."""
-    width, states, copies = config["d_model"], config["s4_state_dim"] // 2, config["s4_n_ssm"]
-    gated, biased = config["feed_forward_proj"] == "gated-gelu", config["have_bias"]
-    state = {"shared.weight": torch.randn(config["vocab_size"], width)}
-
-    def linear(name: str, outputs: int, inputs: int, bias: bool) -> None:
-        state[f"{name}.weight"] = torch.randn(outputs, inputs)
-        if bias:
-            state[f"{name}.bias"] = torch.randn(outputs)
-
-    def norm(name: str) -> None:
-        linear(name, width, 1, True)
-        state[f"{name}.weight"] = torch.randn(width)
-
-    def layers(stack: str, attentions: list[str], bias: bool) -> None:
-        norm(f"{stack}.first_layer_norm")
-        for block in range(2):
-            prefix = f"{stack}.block.{block}.layer"
-            for i, attention in enumerate(attentions):
-                norm(f"{prefix}.{i}.layer_norm")
-                for part in "qkvo":
-                    linear(f"{prefix}.{i}.{attention}.{part}", width, width, bias)
-            last = f"{prefix}.{len(attentions)}"
-            norm(f"{last}.layer_norm")
-            for name in ("wi_0", "wi_1") if gated else ("wi",):
-                linear(f"{last}.DenseReluDense.{name}", config["d_ff"], width, bias or not gated)
-            linear(f"{last}.DenseReluDense.wo", width, config["d_ff"], bias or not gated)
-
-    layers("encoder", ["SelfAttention"], False)
-    layers("decoder", ["SelfAttention", "EncDecAttention"], biased)
-    for block in range(2):
-        name = f"encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight"
-        state[name] = torch.randn(32, config["num_heads"])
-    state["decoder.pos_embed.weight"] = torch.randn(config["max_position_embeddings"] + 2, width)
-    first = "encoder.block.0.layer.0"
-    for name in ("norm_global", "norm_local"):
-        norm(f"{first}.{name}")
-    linear(f"{first}.aggregate", width, 2 * width, True)
-    kernel = f"{first}.s4.s4.kernel.kernel"
-    state[f"{first}.s4.s4.D"] = torch.randn(1, width)
-    state[f"{kernel}.C"] = torch.randn(2, width, states, 2)
-    state[f"{kernel}.log_dt"] = torch.randn(width) - 4
-    for name in "BP":
-        state[f"{kernel}.{name}"] = torch.randn(1, copies, states, 2)
-    for name in ("inv_w_real", "w_imag"):
-        state[f"{kernel}.{name}"] = torch.randn(copies, states)
-    state[f"{kernel}.L"] = torch.tensor(64)
-    return state
+def test_added_and_stacked_global_and_local() -> None:
+    hidden = torch.randn(2, 13, 12)
+    added = GlobalLocalMixing(small(combine="add", combine_weight=0.3), 0, causal=False)
+    context = context_of(small(), 13)
+    normed = added.norm(hidden)
+    far = added.global_norm(added.state_space(normed, None))
+    near = added.local_norm(added.local_attention(normed, context.attention))
+    torch.testing.assert_close(added(hidden, context), hidden + 0.3 * far + 0.7 * near)
+    stacked = GlobalLocalMixing(small(combine="stack"), 0, causal=False)
+    far = stacked.state_space(stacked.norm(hidden), None)
+    expected = hidden + stacked.local_attention(far, context.attention)
+    torch.testing.assert_close(stacked(hidden, context), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spade_model.cache import KeyValueCache
+from spade_model.attention.cache import KeyValueCache
+from spade_model.attention.positions import rotate
 from spade_model.config import SpadeConfig
 
 
@@ -47,6 +48,20 @@ def causal_mask(
     return allowed[:, None]
 
 
+def add_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Return one mask that holds both what may be seen and what is added to the scores.
+
+    Args:
+        mask: From `causal_mask`.
+        bias: [B or 1, H, T, past + T].
+    """
+    queries, keys = bias.shape[-2:]
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=bias.device)
+        mask = mask.tril(keys - queries)
+    return bias.masked_fill(~mask, float("-inf"))
+
+
 def _split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """[B, T, parts * H * D] to `parts` tensors [B, H, T, D]."""
     heads = x.view(*x.shape[:2], parts, num_heads, -1)
@@ -54,7 +69,7 @@ def _split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
 
 
 class CausalSelfAttention(nn.Module):
-    """Decoder self-attention; positions come from the embeddings, scores are scaled."""
+    """Decoder self-attention; scores are scaled."""
 
     def __init__(self, config: SpadeConfig, layer_index: int) -> None:
         super().__init__()
@@ -65,25 +80,34 @@ class CausalSelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.d_model, 3 * inner, bias=bias)
         self.output = nn.Linear(inner, config.d_model, bias=bias)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        angles: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
         """Attend to the past.
 
         Args:
             hidden: [B, T, d_model].
-            mask: From `causal_mask`.
+            mask: From `causal_mask` or `add_bias`.
+            angles: Of rotary positions, [B or 1, T, D / 2], or None.
             cache: Keys and values of the tokens before, extended in place, or None.
 
         Returns:
             [B, T, d_model].
         """
         query, key, value = _split_heads(self.query_key_value(hidden), 3, self.num_heads)
+        if angles is not None:
+            query, key = (rotate(x.transpose(1, 2), angles).transpose(1, 2) for x in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         attended = functional.scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=mask,
+            attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype),
             is_causal=mask is None and query.shape[2] > 1,
             dropout_p=self.dropout if self.training else 0.0,
             scale=self.scale,

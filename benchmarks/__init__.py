@@ -1,0 +1,1 @@
+"""Questions about speed, memory and quality, answered by measurement. Not installed."""

@@ -1,0 +1,143 @@
+"""What a forward pass keeps for its backward pass, in bytes, by arithmetic alone."""
+
+from __future__ import annotations
+
+import math
+
+from spade_model.config import SpadeConfig
+from spade_model.cost import AttentionWork, attention_scores
+
+_FLOAT32_BYTES = 4
+_COMPLEX64_BYTES = 8
+
+
+def activation_bytes(
+    config: SpadeConfig,
+    micro_batch_size: int,
+    input_length_tokens: int,
+    target_length_tokens: int,
+    *,
+    bytes_per_element: int,
+    activation_checkpointing: bool,
+    work: AttentionWork = "blocked",
+) -> int:
+    """Estimate the bytes that the forward pass keeps for the backward pass, and the logits.
+
+    The residual stream, norms, state space and loss are float32; what matrix products keep has
+    `bytes_per_element` (2 under bfloat16 autocast). Copies of the weights that autocast makes are
+    not counted.
+
+    Args:
+        config: The architecture.
+        micro_batch_size: Samples in one forward pass.
+        input_length_tokens: L.
+        target_length_tokens: T; 0 without a decoder of its own.
+        bytes_per_element: 2 or 4.
+        activation_checkpointing: Whether layers keep only their input; then the largest single
+            layer, which is computed again, comes on top.
+        work: Which backend computes the attention: ``blocked`` keeps its weights and windows,
+            ``tiled`` keeps nothing of them.
+    """
+    source, target = input_length_tokens, target_length_tokens
+    width, element = config.d_model, bytes_per_element
+    stream = _FLOAT32_BYTES * width
+    long_layer = _long_layer_bytes(config, source, element, work)
+    state_space = source * _state_space_bytes_per_token(config, element)
+    num_state_space = len(config.state_space_layer_indices)
+    num_decoder_layers = config.num_decoder_layers if config.is_encoder_decoder else 0
+    decoder_layer = 0
+    if num_decoder_layers:
+        decoder_layer = _decoder_layer_bytes(config, source, target, element)
+    once = kernel_bytes(config, source) + spectrum_bytes(config, source)
+
+    predicted = source if config.is_causal_lm else target
+    ends = (source + target) * (2 * stream + 2 * _norm_bytes(config)) + predicted * element * width
+    logits = predicted * config.vocab_size * (element + _FLOAT32_BYTES)
+    if activation_checkpointing:
+        inputs = config.num_long_layers * source + num_decoder_layers * target
+        largest = max(long_layer + (state_space if num_state_space else 0), decoder_layer)
+        again = micro_batch_size * largest + (once if num_state_space else 0)
+        return micro_batch_size * (inputs * stream + ends + logits) + again
+    layers = config.num_long_layers * long_layer + num_state_space * state_space
+    layers += num_decoder_layers * decoder_layer
+    return micro_batch_size * (layers + ends + logits) + num_state_space * once
+
+
+def _norm_bytes(config: SpadeConfig) -> int:
+    """Per token, what a norm keeps beside its input: torch's RMSNorm its quotient as well."""
+    return _FLOAT32_BYTES * config.d_model if config.norm == "rms_norm" else 0
+
+
+def _feed_forward_bytes(config: SpadeConfig, element: int) -> int:
+    """Per token: the stream, the normed input, the inner activations."""
+    kept = 4 if config.feed_forward == "gated_gelu" else 1
+    inputs = (_FLOAT32_BYTES + element) * config.d_model + _norm_bytes(config)
+    return inputs + kept * element * config.d_ff
+
+
+def _long_layer_bytes(config: SpadeConfig, length: int, element: int, work: AttentionWork) -> int:
+    """Stream, normed input, projections, what attention keeps, its sums; feed-forward."""
+    inner, heads = config.inner_dim, config.num_heads
+    inputs = (_FLOAT32_BYTES + element) * config.d_model + _norm_bytes(config)
+    mixing = length * (inputs + element * (3 + 1) * inner)
+    scores = attention_scores(config, length, work) * heads
+    if work == "reference":
+        softmax = 0 if element == _FLOAT32_BYTES else _FLOAT32_BYTES
+        mixing += scores * (element + softmax) + length * element * inner
+    elif work != "tiled":
+        keys_per_query = scores // heads // length
+        windows = 2 * keys_per_query // max(1, min(config.local_radius_tokens, length - 1) + 1)
+        mixing += scores * element + length * element * max(windows - 2, 0) * inner
+    return mixing + length * _feed_forward_bytes(config, element)
+
+
+def _state_space_bytes_per_token(config: SpadeConfig, element: int) -> int:
+    """Both norms' inputs and what is joined; the convolution's own input is the normed stream."""
+    width, outputs = config.d_model, config.state_space_channels * config.d_model
+    if config.combine == "stack":
+        return 0
+    inputs = _FLOAT32_BYTES * (width + outputs) + 2 * _norm_bytes(config)
+    return inputs + (element * (width + outputs) if config.combine == "concat" else 0)
+
+
+def spectrum_bytes(config: SpadeConfig, length_tokens: int) -> int:
+    """Return the bytes of one layer's kernel on the frequencies of its convolution."""
+    outputs = config.state_space_channels * config.d_model
+    return _COMPLEX64_BYTES * outputs * (length_tokens + 1)
+
+
+def kernel_bytes(config: SpadeConfig, length_tokens: int) -> int:
+    """Return what the making of one layer's kernels keeps for their gradient.
+
+    With A, B and P fixed these are columns and rows and the powers that made the rows; with
+    them learned all powers and every stage; with C fixed as well nothing.
+    """
+    learned = set(config.trainable_state_space)
+    states, width = config.state_dim, config.d_model
+    kernels = (1 if config.is_causal_lm else 2) * config.state_space_channels
+    if config.state_space != "s4":
+        return 0  # made again from a few numbers a feature
+    num_columns = 1 << ((length_tokens - 1).bit_length() + 1) // 2
+    num_rows = math.ceil(length_tokens / num_columns)
+    levels = (num_rows - 1).bit_length()
+    if {"A", "B", "P"} & learned:
+        # Each squaring keeps E and E + 2; the discretisation about as much once.
+        powers = 2 * (num_columns.bit_length() - 1 + levels) * states**2
+        stages = 2 * (num_columns + kernels * num_rows) * states
+        return _FLOAT32_BYTES * width * (powers + stages)
+    if not {"C", "log_dt"} & learned:
+        return 0
+    vectors = 3 if "log_dt" in learned else 1
+    kept = (vectors * num_columns + kernels * num_rows) * states
+    if "C" in learned:
+        kept += levels * states**2
+    return _FLOAT32_BYTES * width * kept
+
+
+def _decoder_layer_bytes(config: SpadeConfig, source: int, target: int, element: int) -> int:
+    """Two attentions with stream, normed input, queries, keys, values, sums; feed-forward."""
+    inner, width = config.inner_dim, config.d_model
+    norms = 2 * ((_FLOAT32_BYTES + element) * width + _norm_bytes(config))
+    own = target * (norms + element * (3 + 2 + 1 + 2) * inner)
+    encoder_side = source * element * (2 * inner + width)
+    return own + encoder_side + target * _feed_forward_bytes(config, element)

@@ -1,0 +1,121 @@
+"""The long stack: an encoder, or the layers of a causal language model. Linear in the length."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spade_model.attention.decoding import continued_attention
+from spade_model.attention.long import attention_context
+from spade_model.config import AttentionBackend, SpadeConfig
+from spade_model.decoding import CausalCache
+from spade_model.layers import LongLayer, TokenContext
+from spade_model.norms import make_norm
+from spade_model.state_space.segments import SegmentLayout
+
+
+class LongStack(nn.Module):
+    """A norm on the embeddings, the layers, and a final norm if configured.
+
+    There are no absolute positions: the state space and the attention's biases or rotations are
+    all that tells tokens apart by place.
+    """
+
+    def __init__(self, config: SpadeConfig, *, causal: bool) -> None:
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.activation_checkpointing = False
+        self.attention_backend: AttentionBackend = "auto"
+        self.first_norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            LongLayer(config, index, causal=causal) for index in range(config.num_long_layers)
+        )
+        self.final_norm = make_norm(config) if config.final_norm else nn.Identity()
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: CausalCache | None = None,
+    ) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            embeddings: [B, L, d_model].
+            attention_mask: Bool [B, L], False where padded, or None if nothing is padded (which
+                is faster). Padding may be anywhere.
+            segment_ids: int64 [B, L]: the document that each token of a packed row is from, or
+                None. Tokens of different documents then do not meet; a document is a run of equal
+                ids.
+            cache: Of a causal stack: the tokens before these, extended in place. All arguments are
+                about the new tokens alone.
+
+        Returns:
+            [B, L, d_model]; rows of padded positions have no meaning, and no influence.
+
+        Raises:
+            ValueError: Segment ids and a cache are given.
+        """
+        if cache is None:
+            whole = self._context(embeddings, attention_mask, segment_ids)
+            contexts = [whole] * len(self.layers)
+        elif segment_ids is None:
+            contexts = self._continuation(embeddings, attention_mask, cache)
+        else:
+            raise ValueError("segment_ids cannot be used with a cache; decode one document a row")
+        shared_bias = self._shared_bias(contexts[0])
+        hidden: Tensor = self.dropout(self.first_norm(embeddings))
+        for layer, context in zip(self.layers, contexts, strict=True):
+            if self.activation_checkpointing and self.training and cache is None:
+                hidden = checkpoint(layer, hidden, context, shared_bias, use_reentrant=False)
+            else:
+                hidden = layer(hidden, context, shared_bias)
+        output: Tensor = self.final_norm(hidden)
+        return output
+
+    def _context(
+        self, embeddings: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+    ) -> TokenContext:
+        valid = None if attention_mask is None else attention_mask.bool()
+        segments = None
+        if segment_ids is not None:
+            segments = SegmentLayout.from_ids(segment_ids, valid)
+        attention = attention_context(
+            self.config,
+            embeddings.shape[1],
+            causal=self.causal,
+            valid=valid,
+            segment_ids=segment_ids,
+            device=embeddings.device,
+            backend=self.attention_backend,
+        )
+        return TokenContext(valid, segments, attention)
+
+    def _continuation(
+        self, embeddings: Tensor, attention_mask: Tensor | None, cache: CausalCache
+    ) -> list[TokenContext]:
+        """Append tokens to the cache and return the context of each layer."""
+        valid = None if attention_mask is None else attention_mask.bool()
+        attentions = continued_attention(
+            self.config,
+            cache.window,
+            [memory.ring for memory in cache.layers],
+            embeddings.shape[1],
+            valid=valid,
+            device=embeddings.device,
+            backend=self.attention_backend,
+        )
+        return [
+            TokenContext(valid, None, attention, memory)
+            for attention, memory in zip(attentions, cache.layers, strict=True)
+        ]
+
+    def _shared_bias(self, context: TokenContext) -> Tensor | None:
+        """The learned bias by distance of all layers, if they share one."""
+        if not self.config.shared_relative_bias or context.attention.buckets is None:
+            return None
+        first = self.layers[0]
+        assert isinstance(first, LongLayer), "the stack holds nothing else"
+        return first.mixing.local_attention.bias_by_distance(context.attention.buckets)
