@@ -188,12 +188,13 @@ def attention_scores(config: SpadeConfig, length_tokens: int, work: AttentionWor
         return length * length
     if chunk is not None:
         return math.ceil(length / chunk) * chunk * chunk
+    sides = 2 if both else 1
     if work == "blocked":
         block = max(reach + 1, 16)
-        side = math.ceil(reach / block) * block
+        keys = block + sides * math.ceil(reach / block) * block
     else:
-        block, side = min(64, length), reach
-    keys = block + side * (2 if both else 1)
+        block = 64 if reach >= 48 else 32
+        keys = block + math.ceil(sides * reach / block) * block
     return math.ceil(length / block) * block * keys
 
 

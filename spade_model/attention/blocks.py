@@ -41,13 +41,16 @@ def cut(geometry: Geometry, block_tokens: int, *, whole_neighbours: bool) -> Blo
     Args:
         geometry: The pattern; chunks set the block themselves.
         block_tokens: Queries of a block.
-        whole_neighbours: Whether keys come in whole blocks, as plain reshaping wants them.
+        whole_neighbours: Whether the neighbours of a block come whole, as plain reshaping wants
+            them; otherwise only all keys of a block together are a number of blocks.
     """
     left, right = geometry.left_tokens, geometry.right_tokens
     if geometry.chunk_tokens is not None:
         block_tokens, left, right = geometry.chunk_tokens, 0, 0
     elif whole_neighbours:
         left, right = (-(-reach // block_tokens) * block_tokens for reach in (left, right))
+    else:
+        right += -(left + right) % block_tokens
     return Blocks(block_tokens, -(-geometry.length_tokens // block_tokens), left, right)
 
 

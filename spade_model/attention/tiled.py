@@ -19,9 +19,13 @@ from torch.autograd.function import once_differentiable
 from spade_model.attention.blocks import Blocks, block_bias, cut, forbidden_keys
 from spade_model.attention.geometry import MASKED_SCORE, Geometry
 
-_BLOCK_TOKENS = 64
 _TILE_SCORES = 64 * 320 * 16
 """Scores of one tile: 1.3 MB in float32, about what a core's second-level cache holds."""
+
+
+def tile_block_tokens(reach_tokens: int) -> int:
+    """Return b: large enough for fast products, small enough not to see many keys in vain."""
+    return 64 if reach_tokens >= 48 else 32
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TiledAttention:
     @classmethod
     def prepare(cls, geometry: Geometry, device: torch.device) -> TiledAttention:
         """Cut a batch into blocks."""
-        blocks = cut(geometry, min(_BLOCK_TOKENS, geometry.length_tokens), whole_neighbours=False)
+        blocks = cut(geometry, tile_block_tokens(geometry.left_tokens), whole_neighbours=False)
         forbidden = forbidden_keys(geometry, blocks, device)
         return cls(geometry, blocks, forbidden, forbidden.flatten(2).any(dim=2).tolist())
 
@@ -59,11 +63,37 @@ class TiledAttention:
         return result
 
 
+class _Scratch:
+    """Tensors of a tile's size, made once and used for every tile.
+
+    Megabytes that are allocated and released again and again cost a page fault for every four
+    kilobytes, as much time as the products themselves.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a tensor with anything in it. The first one of a name is its largest."""
+        if name not in self._kept:
+            self._kept[name] = torch.empty(shape, dtype=dtype)
+        return self._kept[name][: shape[0]]
+
+    def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return x in a type: itself, or a copy in a tensor of that name."""
+        return x if x.dtype == dtype else self.take(name, x.shape, dtype).copy_(x)
+
+    def product(self, name: str, left: Tensor, right: Tensor) -> Tensor:
+        """Return the batched product."""
+        shape = (len(left), left.shape[1], right.shape[2])
+        return torch.bmm(left, right, out=self.take(name, shape, left.dtype))
+
+
 class _Head:
     """Queries, keys and values of one head, padded to whole blocks; reused for every head."""
 
-    def __init__(self, like: Tensor, blocks: Blocks) -> None:
-        self.blocks, self.length = blocks, like.shape[1]
+    def __init__(self, like: Tensor, blocks: Blocks, scratch: _Scratch) -> None:
+        self.blocks, self.length, self.scratch = blocks, like.shape[1], scratch
         self.width = like.shape[-1]
         self.query = self.queries(like)
         self.key = like.new_zeros(blocks.padded_tokens, self.width)
@@ -73,31 +103,51 @@ class _Head:
         """Return zeros [W b, D] in the type of a tensor."""
         return like.new_zeros(self.blocks.num_blocks * self.blocks.block_tokens, self.width)
 
+    def by_block(self, queries: Tensor) -> Tensor:
+        """View queries [W b, D] as [W, b, D]."""
+        return queries.view(-1, self.blocks.block_tokens, self.width)
+
     def load(self, query_key_value: Tensor, row: int, head: int) -> None:
         """Lay out one head of one row."""
-        inside = slice(self.blocks.left_tokens, self.blocks.left_tokens + self.length)
         self.query[: self.length] = query_key_value[row, :, 0, head]
-        self.key[inside] = query_key_value[row, :, 1, head]
-        self.value[inside] = query_key_value[row, :, 2, head]
+        self.inside(self.key).copy_(query_key_value[row, :, 1, head])
+        self.inside(self.value).copy_(query_key_value[row, :, 2, head])
 
-    def windows(self, keys: Tensor, tile: slice) -> Tensor:
+    def windows(self, name: str, keys: Tensor, tile: slice) -> Tensor:
         """Return the keys of each block of a tile [G, K, D], out of keys [padded, D]."""
         blocks = self.blocks
         shape = (tile.stop - tile.start, blocks.num_keys, self.width)
         step = blocks.block_tokens * self.width
         windows = keys.as_strided(shape, (step, self.width, 1), tile.start * step)
-        # Products in half precision are slow on overlapping windows, those in float32 are not.
-        return windows.contiguous() if keys.itemsize < 4 else windows
+        if keys.itemsize >= 4:
+            return windows
+        # Products in half precision are slow on overlapping windows.
+        return self.scratch.take(name, shape, keys.dtype).copy_(windows)
 
-    def add_windows(self, total: Tensor, first_block: int, windows: Tensor) -> None:
-        """Add windows [G, K, D] to where they were taken from in ``total`` [padded, D]."""
-        step = self.blocks.block_tokens
-        windows = windows.to(total.dtype)
-        for start in range(0, windows.shape[1], step):
-            part = windows[:, start : start + step]
-            # Parts of neighbouring windows that start a block apart do not overlap.
-            place = total[first_block * step + start :]
-            place.as_strided(part.shape, (step * self.width, self.width, 1)).add_(part)
+    def add_product(self, total: Tensor, tile: slice, left: Tensor, right: Tensor) -> None:
+        """Add the product of two batches to where its windows belong in ``total`` [padded, D].
+
+        Window w holds pieces w to w + n - 1 of b rows. With n - 1 empty windows on either side, the
+        contributions to one piece stand equally far apart in memory, and are summed in place.
+
+        Args:
+            total: What each key collects.
+            tile: The blocks.
+            left: [G, K, b].
+            right: [G, b, D].
+        """
+        blocks, step = self.blocks, self.blocks.block_tokens
+        count, pieces = tile.stop - tile.start, blocks.num_keys // step
+        empty, window, piece = pieces - 1, blocks.num_keys * self.width, step * self.width
+        shape = (count + 2 * empty, blocks.num_keys, self.width)
+        windows = self.scratch.take("windows", shape, left.dtype)
+        windows[:empty].zero_()
+        windows[empty + count :].zero_()
+        torch.bmm(left, right, out=windows[empty : empty + count])
+        shape = (count + empty, pieces, piece)
+        parts = windows.as_strided(shape, (window, window - piece, 1), empty * piece)
+        place = total[tile.start * step : (tile.stop + empty) * step]
+        place.view(len(parts), piece).add_(parts.sum(dim=1, dtype=total.dtype))
 
     def inside(self, keys: Tensor) -> Tensor:
         """Return the rows of the sequence out of [padded, D]."""
@@ -108,9 +158,15 @@ class _Tiles:
     """The probabilities of one head, tile by tile."""
 
     def __init__(
-        self, plan: TiledAttention, tile_bias: Tensor, scale: float, dropout: float, seed: int
+        self,
+        plan: TiledAttention,
+        tile_bias: Tensor,
+        scale: float,
+        dropout: float,
+        seed: int,
+        scratch: _Scratch,
     ) -> None:
-        self.plan, self.tile_bias = plan, tile_bias
+        self.plan, self.tile_bias, self.scratch = plan, tile_bias, scratch
         self.scale, self.keep = scale, 1.0 - dropout
         blocks = plan.blocks
         self.size = max(1, _TILE_SCORES // (blocks.block_tokens * blocks.num_keys))
@@ -123,11 +179,14 @@ class _Tiles:
     def probabilities(self, query: Tensor, key: Tensor, row: int, head: int, tile: slice) -> Tensor:
         """Return the softmax of one tile [G, b, K] in float32 at least."""
         bias = self.tile_bias[head % len(self.tile_bias)]
+        shape = (len(query), *bias.shape)
+        scores = self.scratch.take("scores", shape, bias.dtype)
         if query.dtype == bias.dtype:
-            expanded = bias.expand(len(query), -1, -1)
-            scores = torch.baddbmm(expanded, query, key.transpose(1, 2), alpha=self.scale)
+            torch.baddbmm(
+                bias.expand(shape), query, key.transpose(1, 2), alpha=self.scale, out=scores
+            )
         else:
-            scores = torch.bmm(query, key.transpose(1, 2)).to(bias.dtype)
+            scores.copy_(self.scratch.product("rounded", query, key.transpose(1, 2)))
             torch.add(bias, scores, alpha=self.scale, out=scores)
         row %= len(self.plan.masked)
         flags = self.plan.masked[row][tile]
@@ -136,7 +195,8 @@ class _Tiles:
             first, last = flags.index(True), len(flags) - flags[::-1].index(True)
             forbidden = self.plan.forbidden[row, tile.start + first : tile.start + last]
             scores[first:last].masked_fill_(forbidden, MASKED_SCORE)
-        return torch.softmax(scores, dim=-1)
+        weights = self.scratch.take("weights", shape, bias.dtype)
+        return torch.softmax(scores, dim=-1, out=weights)
 
     def drop(self, like: Tensor) -> Tensor | None:
         """Return the factors of dropout for one tile; call it once a tile, in order."""
@@ -160,25 +220,25 @@ class _TiledFunction(torch.autograd.Function):
         seed: int,
     ) -> Tensor:
         rows, length, _, heads, width = query_key_value.shape
-        step = plan.blocks.block_tokens
+        dtype, scratch = query_key_value.dtype, _Scratch()
         output = query_key_value.new_empty(rows, length, heads, width)
-        part = _Head(query_key_value, plan.blocks)
-        attended = part.queries(query_key_value).view(-1, step, width)
-        query = part.query.view(-1, step, width)
-        tiles = _Tiles(plan, tile_bias, scale, dropout, seed)
+        part = _Head(query_key_value, plan.blocks, scratch)
+        attended, query = part.queries(query_key_value), part.by_block(part.query)
+        tiles = _Tiles(plan, tile_bias, scale, dropout, seed, scratch)
         with torch.autocast("cpu", enabled=False):
             for row in range(rows):
                 for head in range(heads):
                     part.load(query_key_value, row, head)
                     for tile in tiles:
-                        key = part.windows(part.key, tile)
+                        key = part.windows("keys", part.key, tile)
                         p = tiles.probabilities(query[tile], key, row, head, tile)
                         factors = tiles.drop(p)
                         if factors is not None:
                             p.mul_(factors)
-                        value = part.windows(part.value, tile)
-                        torch.bmm(p.to(value.dtype), value, out=attended[tile])
-                    output[row, :, head] = attended.view(-1, width)[:length]
+                        value = part.windows("values", part.value, tile)
+                        p = scratch.cast("rounded", p, dtype)
+                        torch.bmm(p, value, out=part.by_block(attended)[tile])
+                    output[row, :, head] = attended[:length]
         ctx.save_for_backward(query_key_value, tile_bias)
         ctx.arguments = (plan, scale, dropout, seed)
         return output
@@ -188,18 +248,17 @@ class _TiledFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query_key_value, tile_bias = ctx.saved_tensors
         plan, scale, dropout, seed = ctx.arguments
-        rows, length, _, heads, width = query_key_value.shape
-        step = plan.blocks.block_tokens
+        rows, length, _, heads, _ = query_key_value.shape
+        dtype, scratch = query_key_value.dtype, _Scratch()
         result = torch.empty_like(query_key_value)
         bias_result = torch.zeros_like(tile_bias) if ctx.needs_input_grad[1] else None
-        part = _Head(query_key_value, plan.blocks)
-        query = part.query.view(-1, step, width)
-        attended_gradient = part.queries(query_key_value)
-        query_gradient = part.queries(query_key_value).view(-1, step, width)
+        part = _Head(query_key_value, plan.blocks, scratch)
+        query = part.by_block(part.query)
+        attended_gradient, query_gradient = (part.queries(query_key_value) for _ in range(2))
         # Each key collects from several blocks: in float32, whatever the activations are.
         key_gradient = part.key.new_zeros(part.key.shape, dtype=tile_bias.dtype)
         value_gradient = torch.zeros_like(key_gradient)
-        tiles = _Tiles(plan, tile_bias, scale, dropout, seed)
+        tiles = _Tiles(plan, tile_bias, scale, dropout, seed, scratch)
         with torch.autocast("cpu", enabled=False):
             for row in range(rows):
                 for head in range(heads):
@@ -208,26 +267,26 @@ class _TiledFunction(torch.autograd.Function):
                     key_gradient.zero_()
                     value_gradient.zero_()
                     for tile in tiles:
-                        g = attended_gradient.view(-1, step, width)[tile]
-                        key = part.windows(part.key, tile)
+                        g = part.by_block(attended_gradient)[tile]
+                        key = part.windows("keys", part.key, tile)
                         p = tiles.probabilities(query[tile], key, row, head, tile)
                         factors = tiles.drop(p)
                         dropped = p if factors is None else p * factors
-                        values = torch.bmm(dropped.to(g.dtype).transpose(1, 2), g)
-                        part.add_windows(value_gradient, tile.start, values)
-                        value = part.windows(part.value, tile)
-                        p_gradient = torch.bmm(g, value.transpose(1, 2)).to(p.dtype)
+                        dropped = scratch.cast("rounded", dropped, dtype)
+                        part.add_product(value_gradient, tile, dropped.transpose(1, 2), g)
+                        value = part.windows("values", part.value, tile)
+                        weight_gradient = scratch.product("products", g, value.transpose(1, 2))
+                        weight_gradient = scratch.cast("scores", weight_gradient, p.dtype)
                         if factors is not None:
-                            p_gradient.mul_(factors)
-                        s = torch._softmax_backward_data(p_gradient, p, -1, p.dtype)
+                            weight_gradient.mul_(factors)
+                        s = scratch.take("score gradient", p.shape, p.dtype)
+                        torch._softmax_backward_data(weight_gradient, p, -1, p.dtype, grad_input=s)
                         if bias_result is not None:
                             bias_result[head % len(bias_result)] += s.sum(dim=0)
-                        s = s.to(g.dtype)
-                        torch.bmm(s, key, out=query_gradient[tile])
-                        keys = torch.bmm(s.transpose(1, 2), query[tile])
-                        part.add_windows(key_gradient, tile.start, keys)
-                    rows_of_head = query_gradient.view(-1, width)[:length]
-                    torch.mul(rows_of_head, scale, out=result[row, :, 0, head])
+                        s = scratch.cast("rounded", s, dtype)
+                        torch.bmm(s, key, out=part.by_block(query_gradient)[tile])
+                        part.add_product(key_gradient, tile, s.transpose(1, 2), query[tile])
+                    torch.mul(query_gradient[:length], scale, out=result[row, :, 0, head])
                     torch.mul(part.inside(key_gradient), scale, out=result[row, :, 1, head])
                     result[row, :, 2, head] = part.inside(value_gradient)
         return result, bias_result, None, None, None, None

@@ -232,8 +232,9 @@ def test_blocks_hold_every_key_in_reach(
     assert (blocks.num_blocks - 1) * block < length <= blocks.num_blocks * block
     assert blocks.left_tokens >= left
     assert blocks.right_tokens >= right
+    assert blocks.num_keys % block == 0
     if whole:
-        assert blocks.num_keys % block == 0
+        assert blocks.left_tokens % block == blocks.right_tokens % block == 0
 
 
 def test_unknown_backends_are_explained() -> None:
