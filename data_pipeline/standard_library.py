@@ -20,13 +20,15 @@ _SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 )
 _SKIPPED_PREFIXES = ("config-", "lib-dynload", ".")
+# Written while Python is built: full of paths of the machine, and another on each.
+_GENERATED_PREFIX = "_sysconfigdata"
 
 
 def write_standard_library_corpus(out: Path) -> Path:
     """Writes the sources of the standard library as one JSON lines file.
 
-    Tests, installed packages, links, empty files and files that are not UTF-8 are left out. Next
-    to it `corpus.json` records the Python version, counts, bytes and checksum.
+    Tests, installed packages, links, generated and empty files and files that are not UTF-8 are
+    left out. Next to it `corpus.json` records the Python version, counts, bytes and checksum.
 
     Args:
         out: Folder to write into, created if needed.
@@ -84,7 +86,8 @@ def _source_files(root: Path) -> Iterator[Path]:
             for name in subfolders
             if name not in _SKIPPED_FOLDERS and not name.startswith(_SKIPPED_PREFIXES)
         ]
-        paths = (Path(folder) / name for name in names if name.endswith(".py"))
+        sources = (name for name in names if name.endswith(".py"))
+        paths = (Path(folder) / name for name in sources if not name.startswith(_GENERATED_PREFIX))
         # A link would bring in a file of the machine (Debian's sitecustomize.py).
         found += [path for path in paths if path.is_file() and not path.is_symlink()]
     return iter(sorted(found, key=lambda path: path.relative_to(root).as_posix()))

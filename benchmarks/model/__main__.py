@@ -4,8 +4,10 @@
     python -m benchmarks.model speed --lengths 4096 --dtypes bf16 --repeats 7
     python -m benchmarks.model memory kernel --out results
 
-Without a question, all are asked. Rates and times are by CPU time over the number of threads, which
-other work on the machine disturbs least, and by the clock; models run in turn, A B C A B C.
+Without a question, all are asked. Models run in turn, A B C A B C. Rates and times are by the clock
+and by CPU time over the number of threads: where the two differ, other work disturbed the run, and
+the second is the better one. Threads wait as torch lets them; with OMP_WAIT_POLICY=PASSIVE waiting
+does not count as CPU time.
 """
 
 from __future__ import annotations
