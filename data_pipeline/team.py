@@ -222,12 +222,18 @@ def _mpi_team() -> Team:
     return team
 
 
+_PIPE_SECONDS = 0.3
+
+
 def _abort(team: Team, message: str | None, *, exit_status: int = 1) -> NoReturn:
     sys.stdout.flush()
     if message is not None:
         # In one piece, or the launcher may mix it with another process's lines.
         sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
+    # The launcher reads our line through a pipe, and drops what it has not read when it hears of
+    # the abort.
+    time.sleep(_PIPE_SECONDS)
     # MPI would add a line of its own about the call; ours says what is wrong.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     team._communicator.Abort(exit_status)

@@ -18,6 +18,7 @@ from pretrain.errors import ConfigError
 from pretrain.schedules import ScheduleKind
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
 from spade_model.config import AttentionBackend, SpadeConfig
+from spade_model.config_checks import learned_quantities, nearest_name
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -88,6 +89,10 @@ class OptimizerSettings(Section):
     """Peak rate of every parameter outside the state-space layers."""
     state_space_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of the state-space parameters; none means `learning_rate`."""
+    state_space_learning_rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Peak rates of single state-space quantities, such as ``{log_dt: 1.0e-4}``, where they differ
+    from `state_space_learning_rate`. Names are those of `model.trainable_state_space`, and for an
+    EMA those of its tensors."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of matrices and embeddings; norms, biases and state-space parameters never decay."""
     betas: tuple[
@@ -180,6 +185,7 @@ class RunConfig(Section):
                 f"train.global_batch_size {train.global_batch_size} is no multiple of "
                 f"train.micro_batch_size {train.micro_batch_size}; change one of them"
             )
+        self._check_rates()
         if not model.is_encoder_decoder:
             raise ValueError(
                 f"model.num_encoder_layers {model.num_encoder_layers} and model.num_decoder_layers "
@@ -209,6 +215,15 @@ class RunConfig(Section):
                 f"{self.schedule.decay_steps} together exceed train.max_steps {train.max_steps}"
             )
         return self
+
+    def _check_rates(self) -> None:
+        learned = learned_quantities(self.model)
+        for name in self.optimizer.state_space_learning_rates:
+            if name not in learned:
+                raise ValueError(
+                    f"optimizer.state_space_learning_rates names {name!r}, which is not learned by "
+                    f"state_space {self.model.state_space!r}: {nearest_name(name, learned)}"
+                )
 
     @property
     def run_path(self) -> Path:

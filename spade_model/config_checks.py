@@ -13,6 +13,12 @@ from typing import Any, NoReturn
 STATE_SPACE_NAMES = ("C", "D", "log_dt", "A", "B", "P")
 """The quantities of a state-space layer that `trainable_state_space` may name."""
 
+STATE_SPACE_QUANTITIES = {"log_decay": "A", "frequency": "A"}
+"""Tensors of a state-space layer that have another name than the quantity they are part of."""
+
+EMA_NAMES = ("alpha_logit", "delta_logit", "beta", "eta")
+"""What an exponential moving average learns in any case."""
+
 _POSITIVE = (
     "vocab_size",
     "d_model",
@@ -29,6 +35,8 @@ _POSITIVE = (
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return a hint such as ``did you mean 'd_model'?``, or the list of the known names."""
     candidates = list(known)
+    if not candidates:
+        return "there are no names to choose from"
     close = difflib.get_close_matches(str(name), candidates, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
@@ -48,6 +56,15 @@ def check_config(config: Any) -> None:
     _check_norms(config)
     _check_state_space(config)
     _check_tokens(config)
+
+
+def learned_quantities(config: Any) -> tuple[str, ...]:
+    """Return the state-space quantities of a `SpadeConfig` that training changes."""
+    if config.state_space == "none":
+        return ()
+    if config.state_space == "ema":
+        return EMA_NAMES + (("D",) if "D" in config.trainable_state_space else ())
+    return tuple(config.trainable_state_space)
 
 
 def state_space_placement(layers: int | str | tuple[int, ...], num_layers: int) -> tuple[int, ...]:

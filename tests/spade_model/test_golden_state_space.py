@@ -69,6 +69,15 @@ def test_s4(case: Case) -> None:
     case.check("out.y", y)
 
 
+@pytest.mark.parametrize("name", ["s4_nplr_causal_n16", "s4_nplr_bidir_n16"])
+def test_the_published_fallback_is_another_kernel(name: str) -> None:
+    """Its Cauchy sum leaves out the conjugates: no approximation of the kernel, but all wrong."""
+    case = Case(name, torch.float64)
+    kernel, _ = run_s4(case, case.weights("w.init."))
+    error = (case["legacy_wrong.kernel_half_sum"] - kernel).norm() / kernel.norm()
+    assert 0.9 < error < 1.1
+
+
 @PRECISIONS
 @S4_CASES
 @pytest.mark.parametrize("learned", ["everything", "the default"])
