@@ -109,7 +109,7 @@ def spectrum_bytes(config: SpadeConfig, length_tokens: int) -> int:
 def kernel_bytes(config: SpadeConfig, length_tokens: int) -> int:
     """Return what the making of one layer's kernels keeps for their gradient.
 
-    With A, B and P fixed these are columns and rows and the powers that made the rows; with
+    With A, B and P fixed these are columns and rows and one power of the transition; with
     them learned all powers and every stage; with C fixed as well nothing.
     """
     learned = set(config.trainable_state_space)
@@ -129,8 +129,8 @@ def kernel_bytes(config: SpadeConfig, length_tokens: int) -> int:
         return 0
     vectors = 3 if "log_dt" in learned else 1
     kept = (vectors * num_columns + kernels * num_rows) * states
-    if "C" in learned:
-        kept += levels * states**2
+    if "C" in learned and levels:
+        kept += states**2  # the first of the powers that made the rows; the others are squares
     return _FLOAT32_BYTES * width * kept
 
 

@@ -37,6 +37,7 @@ from spade_model.state_space.two_level import (
     product_dtype,
     reduce_rows,
     split_length,
+    square_increment,
     state_space_dtype,
 )
 
@@ -144,7 +145,8 @@ class _ConstantSystemKernel(torch.autograd.Function):
             flat = rows.flatten(1, 2)
             torch.bmm(flat, columns[:, :, 0], out=kernel[part].view(*flat.shape[:2], num_columns))
             if to_C or to_dt:
-                kept += [columns, rows, *(increments if to_C else [])]
+                # Squaring again is cheaper than keeping every power.
+                kept += [columns, rows, *(increments[:1] if to_C else [])]
         ctx.save_for_backward(*kept)
         ctx.facts = (length, C_real.shape, num_rows, num_columns)
         return kernel.transpose(0, 1)[..., :length]
@@ -167,6 +169,8 @@ class _ConstantSystemKernel(torch.autograd.Function):
                 G = gradient[:, part].transpose(0, 1)  # [h, K, L]
                 blocks = in_blocks(G, num_rows, num_columns).flatten(1, 2)
                 if C_gradient is not None:
+                    while increments and 1 << len(increments) < num_rows:
+                        increments.append(square_increment(increments[-1]))
                     sums = (blocks @ columns[:, :, 0].mT).view(rows.shape)
                     C_gradient[:, part] = reduce_rows(sums, increments).transpose(0, 1)
                 if dt_gradient is not None:

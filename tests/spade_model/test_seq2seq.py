@@ -9,91 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from seq2seq_models import EVERY_KIND, SMALL, build, close, tokens
 from torch import Tensor, nn
 
 from spade_model.attention.cache import DecoderCache
 from spade_model.attention.decoder import causal_mask
 from spade_model.config import SpadeConfig
-from spade_model.seq2seq import SpadeForSeq2Seq, SpadeModel, cross_entropy
-
-SMALL = SpadeConfig(
-    vocab_size=50,
-    d_model=32,
-    num_heads=2,
-    head_dim=16,
-    d_ff=64,
-    num_encoder_layers=3,
-    num_decoder_layers=2,
-    state_dim=8,
-    state_space_layers=2,
-    local_radius_tokens=5,
-    max_target_length_tokens=40,
-)
-PUBLISHED = dataclasses.replace(
-    SMALL,
-    normalization="post",
-    final_norm=False,
-    feed_forward_bias=True,
-    initialization="published",
-)
-GATED = dataclasses.replace(
-    SMALL, feed_forward="gated_gelu", decoder_bias=True, state_space_copies=4
-)
-CHUNKED = dataclasses.replace(
-    SMALL,
-    attention="chunk",
-    position="rope",
-    decoder_position="rope",
-    norm="rms_norm",
-    state_space="s4d_lin",
-    state_space_discretization="zero_order_hold",
-    combine="add",
-    attention_bias=True,
-)
-SLOPED = dataclasses.replace(
-    SMALL,
-    position="alibi",
-    decoder_position="alibi",
-    state_space="ema",
-    state_space_layers="every 2",
-    combine="stack",
-)
-FULL = dataclasses.replace(
-    SMALL,
-    attention="full",
-    shared_relative_bias=True,
-    decoder_position="none",
-    state_space="s4d_legs",
-    state_space_layers=(1,),
-    state_space_channels=2,
-)
-KINDS = {
-    "ours": SMALL,
-    "published": PUBLISHED,
-    "gated": GATED,
-    "chunked": CHUNKED,
-    "sloped": SLOPED,
-    "full": FULL,
-}
-EVERY_KIND = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
-
-
-def build(config: SpadeConfig, seed: int = 0) -> SpadeForSeq2Seq:
-    torch.manual_seed(seed)
-    model = SpadeForSeq2Seq(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "relative_attention_bias" in name:
-                parameter.normal_()
-    return model.eval()
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(2, SMALL.vocab_size, shape)
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+from spade_model.seq2seq import SpadeForSeq2Seq, cross_entropy
 
 
 @EVERY_KIND
@@ -292,65 +214,6 @@ def test_every_parameter_learns(config: SpadeConfig, precision: str) -> None:
         assert parameter.grad.dtype == torch.float32
         assert bool(parameter.grad.isfinite().all()), name
         assert bool((parameter.grad != 0).any()), name
-
-
-@EVERY_KIND
-def test_packed_documents_do_not_meet(config: SpadeConfig) -> None:
-    """A document's outputs are those it has alone, whatever stands beside it."""
-    model = build(config)
-    lengths = [17, 1, 30, 16]
-    documents = [tokens(1, length) for length in lengths]
-    packed = torch.cat([*documents, tokens(1, 5)], dim=1)
-    segment_ids = torch.repeat_interleave(torch.arange(5), torch.tensor([*lengths, 5]))[None]
-    valid = segment_ids < 4
-    outputs = model.encode(packed, valid, segment_ids).split([*lengths, 5], dim=1)
-    for document, output in zip(documents, outputs, strict=False):
-        if config.attention == "chunk":
-            continue  # where the chunks' edges fall depends on what stands in front
-        close(output, model.encode(document))
-    other = packed.clone()
-    other[:, 18:48] = tokens(1, 30)
-    again = model.encode(other, valid, segment_ids).split([*lengths, 5], dim=1)
-    for i in (0, 1, 3):
-        assert torch.equal(again[i], outputs[i])
-    assert not torch.equal(again[2], outputs[2])
-
-
-@pytest.mark.parametrize("length", [1, 2, 65_536])
-def test_very_short_and_very_long_inputs_are_finite(length: int) -> None:
-    sizes = {"d_model": 8, "num_heads": 1, "head_dim": 8, "num_encoder_layers": 1}
-    model = build(dataclasses.replace(SMALL, **sizes, state_space_layers=1)).train()
-    hidden = model.encode(tokens(1, length))
-    hidden.square().mean().backward()
-    assert bool(hidden.isfinite().all())
-    assert all(bool(p.grad.isfinite().all()) for p in model.model.encoder.parameters())
-
-
-def test_backends_of_the_encoder_agree() -> None:
-    model = build(SMALL)
-    ids = tokens(2, 70)
-    expected = model.encode(ids)
-    for backend in ("reference", "blocked", "tiled", "flex"):
-        model.set_attention_backend(backend)
-        with torch.no_grad():
-            close(model.encode(ids), expected)
-    with pytest.raises(ValueError, match="unknown"):
-        model.set_attention_backend("fastest")
-
-
-def test_encoder_alone() -> None:
-    config = dataclasses.replace(SMALL, num_decoder_layers=0)
-    model = SpadeModel(config)
-    ids = tokens(2, 20)
-    hidden = model.encode(ids)
-    assert hidden.shape == (2, 20, 32)
-    assert not any("decoder" in name for name in model.state_dict())
-    with pytest.raises(ValueError, match="leaves no decoder"):
-        model.decode(ids, hidden)
-    with pytest.raises(ValueError, match="make no encoder-decoder"):
-        SpadeForSeq2Seq(config)
-    with pytest.raises(ValueError, match="SpadeForCausalLM"):
-        SpadeModel(dataclasses.replace(SMALL, num_encoder_layers=0))
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
