@@ -44,7 +44,9 @@ try:
     )
 except build.DataError as error:
     sys.exit(f"error: {error}")
-print(rank, summary.train.fingerprint, summary.shards_written, summary.shards_kept, flush=True)
+facts = (rank, summary.train.fingerprint, summary.shards_written, summary.shards_kept)
+# One argument: the ranks share one pipe, and print writes each argument by itself.
+print(" ".join(map(str, facts)), flush=True)
 """
 
 # The same, but slow enough to be interrupted at a chosen moment.
