@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spade_model.config import SpadeConfig
+from spade_model.cuts import attention_reach, cut_for_products, cut_for_tiles, split_length
 
 AttentionWork = Literal["exact", "reference", "blocked", "tiled"]
 """Which scores are counted: those that may be seen, or those a backend computes."""
@@ -171,31 +172,21 @@ def attention_scores(config: SpadeConfig, length_tokens: int, work: AttentionWor
         length_tokens: L.
         work: What is counted.
     """
-    length = length_tokens
-    both = not config.is_causal_lm
-    reach = length - 1
-    if config.attention != "full":
-        reach = min(config.local_radius_tokens, reach)
-    chunk = config.local_radius_tokens + 1 if config.attention == "chunk" else None
-    if work == "exact":
-        if chunk is not None:
-            whole, rest = divmod(length, chunk)
-            pairs = [(whole, chunk), (1, rest)]
-            return sum(n * (c * c if both else c * (c + 1) // 2) for n, c in pairs)
-        one_side = length * reach - reach * (reach + 1) // 2
-        return length + one_side * (2 if both else 1)
+    reach = attention_reach(config, length_tokens, causal=config.is_causal_lm)
     if work == "reference":
-        return length * length
-    if chunk is not None:
-        return math.ceil(length / chunk) * chunk * chunk
-    sides = 2 if both else 1
+        return length_tokens * length_tokens
     if work == "blocked":
-        block = max(reach + 1, 16)
-        keys = block + sides * math.ceil(reach / block) * block
-    else:
-        block = 64 if reach >= 48 else 32
-        keys = block + math.ceil(sides * reach / block) * block
-    return math.ceil(length / block) * block * keys
+        return cut_for_products(reach).num_scores
+    if work == "tiled":
+        return cut_for_tiles(reach).num_scores
+    both = reach.right_tokens > 0
+    if reach.chunk_tokens is not None:
+        whole, rest = divmod(length_tokens, reach.chunk_tokens)
+        pairs = [(whole, reach.chunk_tokens), (1, rest)]
+        return sum(n * (c * c if both else c * (c + 1) // 2) for n, c in pairs)
+    side = reach.left_tokens
+    one_side = length_tokens * side - side * (side + 1) // 2
+    return length_tokens + one_side * (2 if both else 1)
 
 
 def forward_flops_per_sample(
@@ -294,9 +285,8 @@ def kernel_flops_per_forward(config: SpadeConfig, input_length_tokens: int) -> i
     Counted are the matrix products. A kernel made of constants alone is made once for many batches
     and costs nothing in the long run; here it is counted nevertheless.
     """
-    states, length = config.state_dim, input_length_tokens
-    num_columns = 1 << ((length - 1).bit_length() + 1) // 2
-    num_rows = math.ceil(length / num_columns)
+    states = config.state_dim
+    num_rows, num_columns = split_length(input_length_tokens)
     directions = 1 if config.is_causal_lm else 2
     kernels = directions * config.state_space_channels
     final = kernels * num_rows * num_columns * states

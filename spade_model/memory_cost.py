@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from spade_model.config import SpadeConfig
 from spade_model.cost import AttentionWork, attention_scores
+from spade_model.cuts import attention_reach, cut_for_products, split_length
 
 _FLOAT32_BYTES = 4
 _COMPLEX64_BYTES = 8
@@ -85,9 +84,9 @@ def _long_layer_bytes(config: SpadeConfig, length: int, element: int, work: Atte
         softmax = 0 if element == _FLOAT32_BYTES else _FLOAT32_BYTES
         mixing += scores * (element + softmax) + length * element * inner
     elif work != "tiled":
-        keys_per_query = scores // heads // length
-        windows = 2 * keys_per_query // max(1, min(config.local_radius_tokens, length - 1) + 1)
-        mixing += scores * element + length * element * max(windows - 2, 0) * inner
+        blocks = cut_for_products(attention_reach(config, length, causal=config.is_causal_lm))
+        copies = blocks.num_keys // blocks.block_tokens - 1  # of keys and of values
+        mixing += scores * element + 2 * length * element * copies * inner
     return mixing + length * _feed_forward_bytes(config, element)
 
 
@@ -117,8 +116,7 @@ def kernel_bytes(config: SpadeConfig, length_tokens: int) -> int:
     kernels = (1 if config.is_causal_lm else 2) * config.state_space_channels
     if config.state_space != "s4":
         return 0  # made again from a few numbers a feature
-    num_columns = 1 << ((length_tokens - 1).bit_length() + 1) // 2
-    num_rows = math.ceil(length_tokens / num_columns)
+    num_rows, num_columns = split_length(length_tokens)
     levels = (num_rows - 1).bit_length()
     if {"A", "B", "P"} & learned:
         # Each squaring keeps E and E + 2; the discretisation about as much once.

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from spade_model.attention.blocks import Blocks, block_bias, cut, forbidden_keys
+from spade_model.attention.blocks import block_bias, forbidden_keys
 from spade_model.attention.geometry import MASKED_SCORE, Geometry
-
-_SMALLEST_BLOCK_TOKENS = 16
+from spade_model.cuts import Blocks, cut_for_products
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,8 @@ class BlockedAttention:
 
     @classmethod
     def prepare(cls, geometry: Geometry, device: torch.device) -> BlockedAttention:
-        """Cut a batch into blocks that are one token longer than the reach."""
-        block_tokens = max(geometry.left_tokens + 1, _SMALLEST_BLOCK_TOKENS)
-        blocks = cut(geometry, block_tokens, whole_neighbours=True)
+        """Cut a batch into blocks."""
+        blocks = cut_for_products(geometry)
         return cls(geometry, blocks, forbidden_keys(geometry, blocks, device)[:, :, None])
 
     def attend(
@@ -41,17 +39,14 @@ class BlockedAttention:
     ) -> Tensor:
         """See `AttentionPlan.attend`."""
         blocks, length = self.blocks, query_key_value.shape[1]
-        score_dtype = torch.promote_types(query_key_value.dtype, torch.float32)
-        if bias is None:
-            bias = query_key_value.new_zeros(1, self.geometry.num_distances, dtype=score_dtype)
-        tile_bias = block_bias(bias.to(score_dtype), self.geometry, blocks)
+        bias = block_bias(bias, self.geometry, blocks, query_key_value)
         query, key, value = query_key_value.unbind(2)
         tail = blocks.num_blocks * blocks.block_tokens - length
         query = functional.pad(query * scale, (0, 0, 0, 0, 0, tail))
         query = query.view(-1, blocks.num_blocks, blocks.block_tokens, *query.shape[2:])
         query = query.transpose(2, 3)
         scores = query @ self._windows(key).transpose(-1, -2)  # [B, W, H, b, K]
-        weights: Tensor = _MaskedSoftmax.apply(scores, tile_bias, self)  # type: ignore[no-untyped-call]
+        weights: Tensor = _MaskedSoftmax.apply(scores, bias, self)  # type: ignore[no-untyped-call]
         weights = functional.dropout(weights, dropout, training=dropout > 0.0)
         attended = weights @ self._windows(value)
         return attended.transpose(2, 3).flatten(1, 2)[:, :length]

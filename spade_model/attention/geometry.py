@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spade_model.config import SpadeConfig
+from spade_model.cuts import Reach, attention_reach
 
 # Finite, so that a row without any valid key yields a meaningless but finite result. In float32
 # its exponential is exactly 0 beside any real score, so masked keys have exactly no influence.
@@ -19,25 +20,17 @@ MASKED_SCORE = -1e9
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Reach):
     """Made once for a batch, used by every layer.
 
     A query at position i may see a key at position j if ``-left <= j - i <= right``, both are in
     the same chunk where there are chunks, the key is valid, and both are of one segment.
     """
 
-    length_tokens: int
-    """L."""
-    left_tokens: int
-    """Farthest visible distance to the left, at most L - 1."""
-    right_tokens: int
-    """Farthest visible distance to the right; 0 if causal."""
-    chunk_tokens: int | None
-    """Length of the chunks that attention does not leave, or None."""
-    segments: Tensor | None
+    segments: Tensor | None = None
     """Segment of every key, int64 [B, L], -1 where padded; None if nothing needs a mask. Without
     segment ids all valid keys are of segment 0."""
-    segmented: bool
+    segmented: bool = False
     """Whether there are segment ids, so that queries differ in what they may see."""
 
     @property
@@ -82,15 +75,7 @@ def make_geometry(
         valid: Bool [B, L], False where padded, or None.
         segment_ids: int64 [B, L], a run of equal ids is one document of a packed row, or None.
     """
-    farthest = length_tokens - 1
-    chunk = None
-    if config.attention == "window":
-        reach = min(config.local_radius_tokens, farthest)
-    elif config.attention == "chunk":
-        chunk = config.local_radius_tokens + 1
-        reach = min(config.local_radius_tokens, farthest)
-    else:
-        reach = farthest
+    reach = attention_reach(config, length_tokens, causal=causal)
     segments = None
     if segment_ids is not None:
         changes = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -101,9 +86,9 @@ def make_geometry(
         segments = segments.masked_fill(~valid, -1)
     return Geometry(
         length_tokens=length_tokens,
-        left_tokens=reach,
-        right_tokens=0 if causal else reach,
-        chunk_tokens=chunk,
+        left_tokens=reach.left_tokens,
+        right_tokens=reach.right_tokens,
+        chunk_tokens=reach.chunk_tokens,
         segments=segments,
         segmented=segment_ids is not None,
     )

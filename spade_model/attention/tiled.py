@@ -16,16 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spade_model.attention.blocks import Blocks, block_bias, cut, forbidden_keys
+from spade_model.attention.blocks import block_bias, forbidden_keys
 from spade_model.attention.geometry import MASKED_SCORE, Geometry
+from spade_model.cuts import Blocks, cut_for_tiles
 
 _TILE_SCORES = 64 * 320 * 16
 """Scores of one tile: 1.3 MB in float32, about what a core's second-level cache holds."""
-
-
-def tile_block_tokens(reach_tokens: int) -> int:
-    """Return b: large enough for fast products, small enough not to see many keys in vain."""
-    return 64 if reach_tokens >= 48 else 32
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class TiledAttention:
     @classmethod
     def prepare(cls, geometry: Geometry, device: torch.device) -> TiledAttention:
         """Cut a batch into blocks."""
-        blocks = cut(geometry, tile_block_tokens(geometry.left_tokens), whole_neighbours=False)
+        blocks = cut_for_tiles(geometry)
         forbidden = forbidden_keys(geometry, blocks, device)
         return cls(geometry, blocks, forbidden, forbidden.flatten(2).any(dim=2).tolist())
 
@@ -50,10 +46,7 @@ class TiledAttention:
         self, query_key_value: Tensor, scale: float, bias: Tensor | None, dropout: float
     ) -> Tensor:
         """See `AttentionPlan.attend`."""
-        score_dtype = torch.promote_types(query_key_value.dtype, torch.float32)
-        if bias is None:
-            bias = query_key_value.new_zeros(1, self.geometry.num_distances, dtype=score_dtype)
-        tile_bias = block_bias(bias.to(score_dtype), self.geometry, self.blocks)
+        tile_bias = block_bias(bias, self.geometry, self.blocks, query_key_value)
         # The seed is drawn from torch's generator, so that runs repeat; the gradient draws the
         # same numbers again from it.
         seed = int(torch.randint(2**62, ())) if dropout > 0.0 else 0
@@ -74,9 +67,9 @@ class _Scratch:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor with anything in it. The first one of a name is its largest."""
+        """Return what was left in the tensor of a name, or zeros; the first one is the largest."""
         if name not in self._kept:
-            self._kept[name] = torch.empty(shape, dtype=dtype)
+            self._kept[name] = torch.zeros(shape, dtype=dtype)
         return self._kept[name][: shape[0]]
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -141,7 +134,7 @@ class _Head:
         empty, window, piece = pieces - 1, blocks.num_keys * self.width, step * self.width
         shape = (count + 2 * empty, blocks.num_keys, self.width)
         windows = self.scratch.take("windows", shape, left.dtype)
-        windows[:empty].zero_()
+        # The windows in front stay empty; behind a shorter tile stands what a longer one left.
         windows[empty + count :].zero_()
         torch.bmm(left, right, out=windows[empty : empty + count])
         shape = (count + empty, pieces, piece)

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from spade_model.causal_lm import SpadeCausalModel, next_token_loss, predicted_labels
 from spade_model.huggingface.configuration import SpadePretrainedConfig
 from spade_model.huggingface.generation_cache import SpadeCache
-from spade_model.huggingface.modeling import SpadeBase, build_network
+from spade_model.huggingface.modeling import SpadeBase, build_network, embed
 from spade_model.seq2seq import IGNORED_LABEL
 
 
@@ -79,9 +79,7 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
             ValueError: An input is missing or given twice, the cache is of an unsupported kind, or
                 the mask is of another length.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        embeddings = self.model.shared(input_ids) if inputs_embeds is None else inputs_embeds
+        embeddings = embed(self.model.shared, input_ids, inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and segment_ids is None
         if use_cache and past_key_values is None:

@@ -68,6 +68,20 @@ def build_encoder(config: SpadePretrainedConfig) -> SpadeModel:
     )
 
 
+def embed(shared: nn.Embedding, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """Return embeddings [B, L, d_model] of ids [B, L], or those that were given.
+
+    Raises:
+        ValueError: Both or neither were given.
+    """
+    if inputs_embeds is None and input_ids is not None:
+        embeddings: Tensor = shared(input_ids)
+        return embeddings
+    if inputs_embeds is None or input_ids is not None:
+        raise ValueError("give either input_ids or inputs_embeds")
+    return inputs_embeds
+
+
 class SpadeEncoderView(nn.Module):
     """Embedding and encoder of a network as one module, which `generate` calls by itself.
 
@@ -93,9 +107,7 @@ class SpadeEncoderView(nn.Module):
         Raises:
             ValueError: Both or neither of the inputs were given.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        embeddings = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
+        embeddings = embed(self.shared, input_ids, inputs_embeds)
         return BaseModelOutput(last_hidden_state=self.encoder(embeddings, attention_mask))
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from spade_model.cuts import split_length
 from spade_model.state_space.two_level import (
     as_real,
     dense_kernel,
@@ -24,7 +25,6 @@ from spade_model.state_space.two_level import (
     powers,
     reduce_rows,
     rounded,
-    split_length,
     square_increment,
 )
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spade_model.cuts import split_length
 from spade_model.state_space.two_level import (
     dense_kernel,
     extend_columns,
@@ -36,7 +37,6 @@ from spade_model.state_space.two_level import (
     outside_autocast,
     product_dtype,
     reduce_rows,
-    split_length,
     square_increment,
     state_space_dtype,
 )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from spade_model.config import SpadeConfig
+from spade_model.state_space.continuous import ContinuousStateSpace
 from spade_model.state_space.hippo import normal_plus_low_rank_legs
-from spade_model.state_space.mixer import SequenceMixer
 from spade_model.state_space.recurrence import DiagonalRecurrence, Recurrence
 from spade_model.state_space.s4_kernel import tile
 from spade_model.state_space.two_level import diagonal_kernel, product_dtype, state_space_dtype
@@ -66,35 +66,13 @@ def discretize_diagonal(
     return torch.log(1 + half) - torch.log(1 - half), dt * inputs / (1 - half)
 
 
-class S4D(SequenceMixer):
-    """S4D (arXiv 2206.11893): ``K[t] = 2 Re sum_n C_n a_n^t b_n``.
-
-    Tensors and shapes are those of S4 without P.
-    """
-
-    C: Tensor
-    log_dt: Tensor
-    log_decay: Tensor
-    frequency: Tensor
-    B: Tensor
+class S4D(ContinuousStateSpace):
+    """S4D (arXiv 2206.11893): ``A = diag(w)``, ``K[t] = 2 Re sum_n C_n a_n^t b_n``."""
 
     def __init__(self, config: SpadeConfig, *, causal: bool) -> None:
-        super().__init__(config, causal=causal)
+        super().__init__(config, causal=causal, low_rank=False)
         self.kind = config.state_space
         self.rule = config.state_space_discretization
-        self.dt_range = (config.smallest_time_step, config.dt_max)
-        features, half = config.d_model, config.state_dim // 2
-        copies = config.num_state_space_copies
-        self.declare(
-            {
-                "C": {"C": (self.num_directions * self.num_channels, features, half, 2)},
-                "D": {"D": (self.num_channels * features,)},
-                "log_dt": {"log_dt": (features,)},
-                "A": {"log_decay": (copies, half), "frequency": (copies, half)},
-                "B": {"B": (copies, half, 2)},
-            },
-            config.trainable_state_space,
-        )
         self.initialize()
 
     @torch.no_grad()
@@ -104,10 +82,7 @@ class S4D(SequenceMixer):
         self.log_decay.fill_(math.log(0.5))
         self.frequency.copy_(frequencies.expand_as(self.frequency))
         self.B.copy_(torch.tensor([1.0, 0.0], device="cpu").expand_as(self.B))
-        self.C.normal_(std=math.sqrt(0.5))
-        self.D.normal_()
-        dt_min, dt_max = self.dt_range
-        self.log_dt.uniform_(math.log(dt_min), math.log(dt_max))
+        self.draw_outputs_and_steps()
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return log a [H, n], b [H, n] and 2 C [K, H, n], complex128."""

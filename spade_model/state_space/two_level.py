@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spade_model.cuts import split_length
+
 
 def state_space_dtype(parameter: Tensor) -> torch.dtype:
     """Return the type of state-space results: float64 for float64 parameters, else float32."""
@@ -43,12 +45,6 @@ def product_dtype(parameter: Tensor) -> torch.dtype:
     if backend.matmul.fp32_precision in ("none", "ieee"):
         return state_space_dtype(parameter)
     return torch.float64
-
-
-def split_length(length_tokens: int) -> tuple[int, int]:
-    """Return the numbers of rows and of columns for a length."""
-    num_columns = 1 << ((length_tokens - 1).bit_length() + 1) // 2
-    return -(-length_tokens // num_columns), num_columns
 
 
 def apply_increment(increment: Tensor, columns: Tensor) -> Tensor:

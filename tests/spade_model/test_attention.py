@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spade_model.attention.backends import check_backend, make_plan
-from spade_model.attention.blocks import cut
 from spade_model.attention.geometry import MASKED_SCORE, Geometry, make_geometry
 from spade_model.attention.long import LongSelfAttention, attention_context
 from spade_model.attention.positions import (
@@ -24,6 +23,7 @@ from spade_model.attention.positions import (
 )
 from spade_model.attention.tiled import TiledAttention
 from spade_model.config import SpadeConfig
+from spade_model.cuts import Reach, cut
 
 CPU = torch.device("cpu")
 
@@ -228,7 +228,7 @@ def test_blocks_hold_every_key_in_reach(
     length: int, block: int, left: int, right: int, whole: bool
 ) -> None:
     left, right = min(left, length - 1), min(right, length - 1)
-    blocks = cut(Geometry(length, left, right, None, None, False), block, whole_neighbours=whole)
+    blocks = cut(Reach(length, left, right), block, whole_neighbours=whole)
     assert (blocks.num_blocks - 1) * block < length <= blocks.num_blocks * block
     assert blocks.left_tokens >= left
     assert blocks.right_tokens >= right

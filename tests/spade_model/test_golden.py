@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden import NEEDS_GOLDEN, PRECISIONS, Case, cases
+from golden import NEEDS_GOLDEN, PRECISIONS, Case, cases, convert_outputs
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -27,7 +27,6 @@ from spade_model.layers import GlobalLocalMixing, TokenContext
 from spade_model.seq2seq import SpadeForSeq2Seq
 from spade_model.stack import LongStack
 from spade_model.state_space.mixer import SequenceMixer
-from spade_model.state_space.s4_kernel import discretize
 
 pytestmark = NEEDS_GOLDEN
 
@@ -88,21 +87,6 @@ def test_relative_position_buckets() -> None:
         assert torch.equal(buckets, expected)
 
 
-def converted(case: Case, prefix: str, length: int) -> None:
-    """Replace C by what the published code trains, to which its gradients belong."""
-    weights = case.leaves
-    with torch.no_grad():
-        names = {key: weights[f"{prefix}{key}"] for key in ("inv_w_real", "w_imag", "log_dt")}
-        P, B = weights[f"{prefix}P"][0], weights[f"{prefix}B"][0]
-        Ad, _ = discretize(names["inv_w_real"], names["w_imag"], P, B, names["log_dt"])
-        C = torch.view_as_complex(weights[f"{prefix}C"].double())
-        rows = torch.cat([C.real, -C.imag], dim=-1).transpose(0, 1)
-        rows = (rows - rows @ torch.linalg.matrix_power(Ad, length)).transpose(0, 1)
-        real, imaginary = rows.chunk(2, dim=-1)
-    weights[f"{prefix}C"] = torch.stack([real, -imaginary], dim=-1).requires_grad_()
-    weights[f"{prefix}L"] = torch.tensor(length)
-
-
 @PRECISIONS
 @cases("local_attn_r7", "local_attn_r7_ragged", "local_attn_r15_bias", "local_attn_holes")
 @pytest.mark.parametrize("backend", ["reference", "blocked", "tiled"])
@@ -130,7 +114,7 @@ def test_global_local_layer(case: Case) -> None:
     valid = case["in.attention_mask"].bool()
     context = context_of(config, hidden, valid)
     weights = case.weights()
-    converted(case, "s4.s4.kernel.kernel.", case.config["max_position_embeddings"])
+    convert_outputs(case, "s4.s4.kernel.kernel.", case.config["max_position_embeddings"])
     state = case.rounded(published.mixing_state(weights))
     modules: dict[str, nn.Module] = {
         "mid.s4_output": layer.state_space,
@@ -155,7 +139,7 @@ def test_encoder(case: Case) -> None:
     config = published.published_config(case.config)
     encoder = LongStack(config, causal=False)
     weights = case.weights()
-    converted(
+    convert_outputs(
         case, "encoder.block.0.layer.0.s4.s4.kernel.kernel.", case.config["max_position_embeddings"]
     )
     encoder_weights = {
@@ -186,7 +170,7 @@ def test_seq2seq(case: Case) -> None:
     config = published.published_config(case.config)
     model = SpadeForSeq2Seq(config)
     weights = case.weights()
-    converted(
+    convert_outputs(
         case, "encoder.block.0.layer.0.s4.s4.kernel.kernel.", case.config["max_position_embeddings"]
     )
     state = case.rounded(published.seq2seq_state(weights, config))

@@ -247,6 +247,7 @@ def test_nothing_kept_is_saved_copied_or_pickled(kind: str) -> None:
     torch.save(mixer, full)
     assert full.tell() <= empty.tell() + 500
     full.seek(0)
+    # The bytes are those written above: whole modules travel as pickles, to worker processes.
     for other in (copy.deepcopy(mixer), torch.load(full, weights_only=False)):
         assert torch.equal(other(HIDDEN, None), output)
         assert other(torch.randn(1, 5000, 6), None).shape == expected
