@@ -45,6 +45,26 @@ def test_padding_changes_nothing(config: SpadeConfig) -> None:
 
 
 @EVERY_KIND
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pad_ids_change_no_bit(config: SpadeConfig, precision: str) -> None:
+    """On the right, on the left and in between, in the loss and in every gradient."""
+    model = build(config)
+    target, place = tokens(3, 7), torch.arange(40)
+    masks = torch.stack([place < 29, place >= 11, place % 5 != 2])
+    results = []
+    source = tokens(3, 40)
+    for filling in (tokens(3, 40), torch.zeros_like(source)):
+        ids = torch.where(masks, source, filling)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            output = model(ids, target, attention_mask=masks)
+        output.loss.backward()
+        rest = [p.grad.clone() for name, p in model.named_parameters() if "shared" not in name]
+        results.append([output.logits, output.encoder_hidden_states[masks], output.loss, *rest])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@EVERY_KIND
 def test_rows_of_a_batch_do_not_meet(config: SpadeConfig) -> None:
     model = build(config)
     source, target = tokens(3, 20), tokens(3, 6)
