@@ -160,9 +160,8 @@ class RunConfig(Section):
     run_dir: Path = Path("runs")
     """Folder of all runs."""
     model: SpadeConfig
-    """The network. Left out: `vocab_size` comes from the tokenizer, `trained_length_tokens` from the
-    input length, `max_target_length_tokens`
-    from the objective."""
+    """The network. Left out: `vocab_size` comes from the tokenizer, `trained_length_tokens` from
+    the input length, `max_target_length_tokens` from the objective."""
     data: DataSettings
     """The samples."""
     train: TrainSettings
