@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
     from data_pipeline.sample_order import SampleOrder
-    from data_pipeline.stream import PretrainingStream
+    from data_pipeline.stream import PretrainingStream, StreamSettings
 
-__all__ = ["Manifest", "PretrainingStream", "SampleOrder"]
+__all__ = ["Manifest", "PretrainingStream", "SampleOrder", "StreamSettings"]
 
 _HOMES = {
     "Manifest": "data_pipeline.manifest",
     "PretrainingStream": "data_pipeline.stream",
     "SampleOrder": "data_pipeline.sample_order",
+    "StreamSettings": "data_pipeline.stream",
 }
 
 

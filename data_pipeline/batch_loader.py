@@ -1,137 +1,172 @@
-"""Micro-batches of one rank, made ahead of time in the background."""
+"""Micro-batches of one rank, made ahead of time in a thread or in worker processes.
+
+Several micro-batches travel together in one message: handing over costs far more than reading. The
+messages hold one flat piece of memory each, whatever the batches are made of.
+"""
 
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.errors import DataError
+from data_pipeline.objectives.batch import Batch
 from data_pipeline.permutation import IntegerArray
-from data_pipeline.stream import PretrainingStream, Seq2SeqBatch
+from data_pipeline.quarantine import QuarantineEntry
+from data_pipeline.stream import PretrainingStream, StreamSettings
 
 _POLL_SECONDS = 0.1
+_MESSAGE_BYTES = 2**20
+_MOST_BATCHES_A_MESSAGE = 16
+# Finding places costs about the same for one sample as for a thousand.
+_PLANNED_SAMPLES = 4096
+_ALIGNMENT_BYTES = 16
 
 
-def micro_batch_indices(
-    step: int,
-    micro_batch: int,
-    *,
-    global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-) -> IntegerArray:
-    """Samples of one micro-batch: of the step's range, the ranks' stripes in order.
+@dataclass(frozen=True, kw_only=True)
+class Stripes:
+    """Which samples a rank reads.
 
-    All ranks and micro-batches of step `s` together are `[s * B, (s + 1) * B)` whatever their
-    number, for the global batch size `B`.
-
-    Returns:
-        int64 [micro_batch_size].
+    Attributes:
+        global_batch_size: Samples a step over all ranks.
+        micro_batch_size: Samples this rank uses at once.
+        rank: This rank among those that see different data.
+        world_size: How many of those there are.
+        start_sample: First sample of the first step.
     """
-    first = step * global_batch_size + (micro_batch * world_size + rank) * micro_batch_size
-    return np.arange(first, first + micro_batch_size, dtype=np.int64)
+
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
+    start_sample: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "micro_batch_size", "world_size"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.rank < self.world_size:
+            raise DataError(f"rank must be from 0 to {self.world_size - 1}, not {self.rank}")
+        if self.start_sample < 0:
+            raise DataError(f"start_sample must be at least 0, not {self.start_sample}")
+        per_micro_batch = self.micro_batch_size * self.world_size
+        if self.global_batch_size % per_micro_batch:
+            raise DataError(
+                f"global_batch_size {self.global_batch_size} is not divisible by micro_batch_size "
+                f"{self.micro_batch_size} times {self.world_size} ranks ({per_micro_batch}): "
+                "change one of them"
+            )
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of this rank that make up a step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def samples(self, micro_batches: npt.ArrayLike) -> IntegerArray:
+        """Samples of this rank's micro-batches, counted from 0 at `start_sample`.
+
+        All ranks and micro-batches of step `s` together are `[s * B, (s + 1) * B)` behind
+        `start_sample`, whatever their number, for the global batch size `B`.
+
+        Args:
+            micro_batches: [n] numbers of micro-batches.
+
+        Returns:
+            int64 [n, micro_batch_size].
+        """
+        steps, within = np.divmod(
+            np.asarray(micro_batches, dtype=np.int64), self.micro_batches_per_step
+        )
+        first = steps * self.global_batch_size
+        first += (within * self.world_size + self.rank) * self.micro_batch_size
+        return self.start_sample + first[:, None] + np.arange(self.micro_batch_size)
+
+
+class _Message(NamedTuple):
+    """Micro-batches in a row, the tokens of their windows, and what was found damaged."""
+
+    batches: list[Batch]
+    window_tokens: list[int]
+    quarantined: list[QuarantineEntry]
 
 
 class BatchLoader:
-    """Iterates without end over this rank's micro-batches, beginning at any step.
+    """Iterates without end over this rank's micro-batches.
 
     Attributes:
-        micro_batches_per_step: Micro-batches of this rank that make up a step.
+        stripes: Which samples this rank reads.
         wait_seconds: How long the last `next` waited for data.
+        window_tokens: Tokens of the windows that the last batch was made of.
+        quarantined: What was found damaged so far while this loader's batches were made.
     """
 
     def __init__(
-        self,
-        stream: PretrainingStream,
-        *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-        start_step: int = 0,
-        prefetch: int = 2,
+        self, settings: StreamSettings, stripes: Stripes, *, workers: int = 0, messages: int = 2
     ) -> None:
-        """Starts making micro-batches in a thread.
+        """Starts making micro-batches.
 
         Args:
-            stream: Makes them.
-            global_batch_size: Samples a step over all ranks.
-            micro_batch_size: Samples this rank uses at once.
-            rank: This rank among those that see different data.
-            world_size: How many of those there are.
-            start_step: First step wanted.
-            prefetch: How many micro-batches may wait ready.
+            settings: Of the stream; each worker opens one of its own.
+            stripes: Which samples this rank reads.
+            workers: Processes that make them; 0 makes them in a thread of this one.
+            messages: How many messages of about a megabyte each worker makes ahead.
 
         Raises:
-            DataError: If the global batch does not divide into micro-batches, or a number is out
-                of range.
+            DataError: If the data cannot be opened, or a number is out of range.
         """
-        sizes = {
-            "global_batch_size": global_batch_size,
-            "micro_batch_size": micro_batch_size,
-            "world_size": world_size,
-            "prefetch": prefetch,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise DataError(f"{name} must be at least 1, not {value}")
-        if not 0 <= rank < world_size:
-            raise DataError(f"rank must be from 0 to {world_size - 1}, not {rank}")
-        if start_step < 0:
-            raise DataError(f"start_step must be at least 0, not {start_step}")
-        per_micro_batch = micro_batch_size * world_size
-        if global_batch_size % per_micro_batch:
-            raise DataError(
-                f"global_batch_size {global_batch_size} is not divisible by micro_batch_size "
-                f"{micro_batch_size} times {world_size} ranks ({per_micro_batch}): change one of "
-                "them"
-            )
-        self.micro_batches_per_step = global_batch_size // per_micro_batch
+        if workers < 0:
+            raise DataError(f"workers must be at least 0, not {workers}")
+        if messages < 1:
+            raise DataError(f"messages must be at least 1, not {messages}")
+        self.stripes = stripes
         self.wait_seconds = 0.0
-        self._stream = stream
-        self._start_step = start_step
-        self._stripes: dict[str, Any] = {
-            "global_batch_size": global_batch_size,
-            "micro_batch_size": micro_batch_size,
-            "rank": rank,
-            "world_size": world_size,
-        }
-        self._ready: queue.Queue[Seq2SeqBatch | BaseException] = queue.Queue(prefetch)
-        self._closed = threading.Event()
+        self.window_tokens = 0
+        self.quarantined: list[QuarantineEntry] = []
+        self._batches: Iterator[tuple[Batch, int]] = iter(())
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._produce, name="batch loader", daemon=True)
-        self._thread.start()
+        self._source: _Thread | _Workers
+        if workers:
+            self._source = _Workers(settings, stripes, workers, messages)
+        else:
+            self._source = _Thread(settings, stripes, messages)
 
-    def __iter__(self) -> Iterator[Seq2SeqBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Seq2SeqBatch:
+    def __next__(self) -> Batch:
+        self.wait_seconds = 0.0
+        found = next(self._batches, None) or self._next_message()
+        batch, self.window_tokens = found
+        return batch
+
+    def _next_message(self) -> tuple[Batch, int]:
+        """Waits for a message; its first micro-batch."""
         if self._failure is not None:
             raise self._failure
         started_seconds = time.perf_counter()
-        while not self._closed.is_set():
-            try:
-                item = self._ready.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            self.wait_seconds = time.perf_counter() - started_seconds
-            if isinstance(item, BaseException):
-                self._failure = item
-                raise item
-            return item
-        raise StopIteration
+        try:
+            message = self._source.take()
+        except BaseException as error:
+            self._failure = error
+            raise
+        self.wait_seconds = time.perf_counter() - started_seconds
+        self.quarantined += message.quarantined
+        self._batches = iter(zip(message.batches, message.window_tokens, strict=True))
+        return next(self._batches)
 
     def close(self) -> None:
-        """Ends the thread; further iteration stops at once. May be called twice."""
-        self._closed.set()
-        self._thread.join()
+        """Ends thread or workers; what is left of a message can still be iterated."""
+        self._source.close()
+        self._failure = self._failure or StopIteration()
 
     def __enter__(self) -> BatchLoader:
         return self
@@ -144,20 +179,76 @@ class BatchLoader:
     ) -> None:
         self.close()
 
+
+def _messages(
+    stream: PretrainingStream, stripes: Stripes, worker: int, workers: int
+) -> Iterator[_Message]:
+    """One worker's messages without end: of all in order, each `workers`-th."""
+    per_message = _batches_a_message(stream, stripes)
+    size = stripes.micro_batch_size
+    planned = max(1, _PLANNED_SAMPLES // (per_message * size))
+    number = worker
+    while True:
+        numbers = number + workers * np.arange(planned)
+        micro_batches = (numbers[:, None] * per_message + np.arange(per_message)).ravel()
+        indices = stripes.samples(micro_batches)
+        stream.prefetch(int(indices[0, 0]))
+        samples = stream.locate(indices.ravel())
+        for first in range(0, len(indices), per_message):
+            starts = range(first * size, (first + per_message) * size, size)
+            parts = [samples.slice(start, start + size) for start in starts]
+            batches = [stream.make(part) for part in parts]
+            tokens = [int(part.lengths.sum()) for part in parts]
+            yield _Message(batches, tokens, stream.quarantine.take_new())
+        number += workers * planned
+
+
+def _batches_a_message(stream: PretrainingStream, stripes: Stripes) -> int:
+    objective = stream.settings.objective
+    tokens = objective.input_length_tokens + objective.target_length_tokens
+    item_bytes = next(iter(stream.manifests.values())).token_dtype.itemsize
+    batch_bytes = stripes.micro_batch_size * tokens * item_bytes
+    return max(1, min(_MOST_BATCHES_A_MESSAGE, _MESSAGE_BYTES // batch_bytes))
+
+
+class _Thread:
+    """Messages made in a thread of this process."""
+
+    def __init__(self, settings: StreamSettings, stripes: Stripes, messages: int) -> None:
+        # Opened here, so that whoever starts the loader sees what is wrong.
+        self._stream = PretrainingStream(settings)
+        self._stripes = stripes
+        self._ready: queue.Queue[_Message | BaseException] = queue.Queue(messages)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._produce, name="batch loader", daemon=True)
+        self._thread.start()
+
+    def take(self) -> _Message:
+        while not self._closed.is_set():
+            try:
+                item = self._ready.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+        raise StopIteration
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        self._stream.close()
+
     def _produce(self) -> None:
-        step = self._start_step
         try:
-            while True:
-                for micro_batch in range(self.micro_batches_per_step):
-                    indices = micro_batch_indices(step, micro_batch, **self._stripes)
-                    if not self._offer(self._stream.batch(indices)):
-                        return
-                step += 1
+            for message in _messages(self._stream, self._stripes, 0, 1):
+                if not self._offer(message):
+                    return
         except BaseException as error:
             # The consumer raises it: an error must not end the thread unheard.
             self._offer(error)
 
-    def _offer(self, item: Seq2SeqBatch | BaseException) -> bool:
+    def _offer(self, item: _Message | BaseException) -> bool:
         """Waits for room; False once closed."""
         while not self._closed.is_set():
             try:
@@ -166,3 +257,95 @@ class BatchLoader:
                 continue
             return True
         return False
+
+
+class _Workers:
+    """Messages made in processes of torch's DataLoader, taken in turn."""
+
+    def __init__(
+        self, settings: StreamSettings, stripes: Stripes, workers: int, messages: int
+    ) -> None:
+        import torch
+        from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+        class Messages(IterableDataset):  # type: ignore[type-arg]
+            def __iter__(self) -> Iterator[Any]:
+                info = get_worker_info()
+                assert info is not None, "messages are made in workers only"
+                try:
+                    stream = PretrainingStream(settings)
+                    for message in _messages(stream, stripes, info.id, info.num_workers):
+                        memory, layout = _packed(message.batches)
+                        yield torch.from_numpy(memory), layout, message[1:]
+                except DataError as error:
+                    # As a value: torch would bury the line in a worker's traceback.
+                    yield DataError(str(error))
+
+        PretrainingStream(settings).close()  # what is wrong is better said here than in a worker
+        self._iterator: Iterator[Any] = iter(
+            DataLoader(
+                Messages(),
+                batch_size=None,
+                num_workers=workers,
+                prefetch_factor=messages,
+                worker_init_fn=_leave_signals,
+                # An own generator, so that the run's random numbers are left alone.
+                generator=torch.Generator(),
+            )
+        )
+
+    def take(self) -> _Message:
+        item = next(self._iterator)
+        if isinstance(item, DataError):
+            raise item
+        memory, layout, rest = item
+        return _Message(_unpacked(memory.numpy(), layout), *rest)
+
+    def close(self) -> None:
+        # The iterator ends its workers when it goes.
+        self._iterator = iter(())
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal to the whole group asks the trainer to stop; it then ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+_ARRAYS = tuple(field.name for field in fields(Batch))
+_Layout = list[tuple[int, str, str, tuple[int, ...], int]]
+
+
+def _packed(batches: list[Batch]) -> tuple[npt.NDArray[np.uint8], _Layout]:
+    """All arrays of batches in one piece of memory, and where each of them lies."""
+    layout: _Layout = []
+    # By identity: a decoder's labels are its inputs, and travel once.
+    starts: dict[int, int] = {}
+    arrays = []
+    offset_bytes = 0
+    for number, batch in enumerate(batches):
+        for name in _ARRAYS:
+            array = getattr(batch, name)
+            if array is None:
+                continue
+            if id(array) not in starts:
+                starts[id(array)] = offset_bytes
+                arrays.append((offset_bytes, array))
+                offset_bytes += -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            layout.append((number, name, array.dtype.str, array.shape, starts[id(array)]))
+    memory = np.empty(offset_bytes, dtype=np.uint8)
+    for start, array in arrays:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        memory[start : start + array.nbytes] = content
+    return memory, layout
+
+
+def _unpacked(memory: npt.NDArray[np.uint8], layout: _Layout) -> list[Batch]:
+    """The batches again, as views of the memory."""
+    values: dict[int, dict[str, Any]] = {}
+    for number, name, kind, shape, start in layout:
+        dtype = np.dtype(kind)
+        size_bytes = dtype.itemsize * int(np.prod(shape))
+        array = memory[start : start + size_bytes].view(dtype).reshape(shape)
+        values.setdefault(number, dict.fromkeys(_ARRAYS))[name] = array
+    return [Batch(**values[number]) for number in sorted(values)]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import xxhash
 
 from data_pipeline.corpus_files import SUFFIXES, CorpusFile, read_records
+from data_pipeline.corpus_locations import Location, list_location
 from data_pipeline.errors import DataError
+from data_pipeline.filters import TextRules
+from data_pipeline.locations import check_location
 from data_pipeline.standard_library import write_standard_library_corpus
 
 __all__ = [
@@ -28,10 +29,11 @@ _LOGGER = logging.getLogger("data_pipeline")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with its name."""
+    """One text with its name, and the number of the input that it comes from."""
 
     name: str
     text: str
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +45,41 @@ class Problem:
 
 
 def iterate_documents(
-    paths: Sequence[Path],
+    inputs: Sequence[Location],
     *,
     text_field: str = "text",
     name_field: str = "id",
+    rules: TextRules | None = None,
     on_problem: Callable[[Problem], None] | None = None,
 ) -> Iterator[Document]:
     """Streams every usable document of a corpus, one in memory at a time.
 
     Args:
-        paths: `.txt`, `.jsonl`, `.jsonl.gz`, `.parquet` files, or folders of those.
+        inputs: `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.parquet` files, folders, patterns,
+            or URLs of those.
         text_field: JSON field or parquet column with the text.
         name_field: JSON field or parquet column with the name.
+        rules: Normalisation and filters; what they leave out is no problem and is not told.
         on_problem: Called with each document that cannot be used; by default each is logged as a
             warning.
 
     Yields:
-        Documents in a fixed order: paths as given, files of a folder sorted by name.
+        Documents in a fixed order: inputs as given, files of a folder sorted by name.
 
     Raises:
-        DataError: If a path is missing or corrupt, or there is no usable document at all.
+        DataError: If an input is missing or corrupt, or there is no usable document at all.
     """
-    files, _ = find_files(paths)
+    files, _ = find_files(inputs)
     usable, first_problem = 0, None
     for file in files:
         for record in read_records(file, text_field=text_field, name_field=name_field):
             if record.text is not None:
                 usable += 1
-                yield Document(record.name, record.text)
+                text: str | None = record.text
+                if rules is not None:
+                    text = rules.apply(record.text, record.size_bytes).text
+                if text is not None:
+                    yield Document(record.name, text, file.source)
                 continue
             problem = Problem(record.name, record.problem or "unusable")
             first_problem = first_problem or problem
@@ -82,8 +91,15 @@ def iterate_documents(
         raise no_usable_documents(len(files), first_problem)
 
 
-def no_usable_documents(num_files: int, first_problem: Problem | None) -> DataError:
+def no_usable_documents(
+    num_files: int, first_problem: Problem | None, filtered: Mapping[str, int] | None = None
+) -> DataError:
     """The error for a corpus in which nothing is left to use."""
+    if filtered:
+        counts = ", ".join(f"{name} {count}" for name, count in filtered.items())
+        return DataError(
+            f"the filters leave no document of the corpus (left out by {counts}): relax them"
+        )
     if first_problem is None:
         return DataError(
             f"the corpus is empty: {num_files} files hold no document; name files with text in them"
@@ -95,66 +111,46 @@ def no_usable_documents(num_files: int, first_problem: Problem | None) -> DataEr
     )
 
 
-def find_files(paths: Sequence[Path]) -> tuple[list[CorpusFile], int]:
-    """Finds the corpus files under `paths`.
+def find_files(inputs: Sequence[Location]) -> tuple[list[CorpusFile], int]:
+    """Finds the corpus files of `inputs`.
 
     Args:
-        paths: Files, or folders searched through all levels; entries whose names begin with a
-            dot, and links to folders, are left out.
+        inputs: Files, folders searched through all levels, patterns such as `docs/**/*.txt`, each
+            a local path or a URL (s3, gs, http, https, hf, file); entries whose names begin with
+            a dot, and links to folders, are left out.
 
     Returns:
-        The files (paths in the order given, each folder sorted by name), and how many files of
+        The files (inputs in the order given, each folder sorted by name), and how many files of
         the folders were left out because they are of another kind.
 
     Raises:
-        DataError: If a path is missing or of another kind, or a folder holds no corpus file.
+        DataError: If an input is missing or of another kind, or a folder holds no corpus file.
     """
-    if not paths:
+    if not inputs:
         raise DataError("no corpus given: name at least one file or folder")
     files: list[CorpusFile] = []
     num_ignored = 0
-    for path in map(Path, paths):
-        if path.is_dir():
-            found, ignored = _search(path)
-            if not found:
-                raise DataError(
-                    f"the corpus folder {path} holds no {', '.join(SUFFIXES)} file "
-                    f"({ignored} files of other kinds): name a folder with such files"
-                )
-            files += found
-            num_ignored += ignored
-        elif path.is_file():
-            file = CorpusFile(path, path.name)
-            if not file.suffix:
-                raise DataError(
-                    f"{path} is no corpus file: its name must end in {', '.join(SUFFIXES)}"
-                )
-            files.append(file)
-        else:
-            raise DataError(f"the corpus path {path} does not exist: check the spelling")
+    for source, given in enumerate(inputs):
+        location = check_location(given)
+        listing = list_location(location)
+        found = [
+            CorpusFile(entry.location, entry.name, source, entry.size_bytes, entry.version)
+            for entry in listing.files
+        ]
+        usable = [file for file in found if file.suffix]
+        ignored = len(found) - len(usable)
+        if not usable and listing.is_single:
+            raise DataError(
+                f"{location} is no corpus file: its name must end in {', '.join(SUFFIXES)}"
+            )
+        if not usable:
+            raise DataError(
+                f"the corpus folder {location} holds no {', '.join(SUFFIXES)} file "
+                f"({ignored} files of other kinds): name a folder with such files"
+            )
+        files += usable
+        num_ignored += ignored
     return files, num_ignored
-
-
-def _search(folder: Path) -> tuple[list[CorpusFile], int]:
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"cannot list {error.filename}: {error.strerror}; change its permissions"
-        ) from error
-
-    found: list[CorpusFile] = []
-    num_ignored = 0
-    for root, subfolders, names in os.walk(folder, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            path = Path(root) / name
-            file = CorpusFile(path, path.relative_to(folder).as_posix())
-            if name.startswith("."):
-                continue
-            if file.suffix and path.is_file():
-                found.append(file)
-            else:
-                num_ignored += 1
-    return sorted(found, key=lambda file: file.name), num_ignored
 
 
 def is_heldout(name: str, fraction: float) -> bool:

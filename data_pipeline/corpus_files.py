@@ -1,31 +1,35 @@
 """Reading documents out of one corpus file, from its beginning or from a known position.
 
-Four kinds of files are read: `.txt` (one document), `.jsonl` and `.jsonl.gz` (one JSON object a
-line), `.parquet` (one row a document). A document that cannot be used comes out as a record with
-a problem instead of a text, so that whoever reads decides what to do; a file that cannot be read
-as a whole raises.
+These kinds of files are read: `.txt` (one document), `.jsonl`, `.jsonl.gz` and `.jsonl.zst` (one
+JSON object a line), `.parquet` (one row a document). A document that cannot be used comes out as a
+record with a problem instead of a text, so that whoever reads decides what to do; a file that
+cannot be read as a whole raises.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from data_pipeline.corpus_locations import Location, open_location
 from data_pipeline.errors import DataError
 from data_pipeline.files import explaining
+from data_pipeline.utf8 import utf8_bytes
+from data_pipeline.zstandard_reader import ZstandardReader
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 # Bounds the memory of reading: a longer document is reported, not read.
 MAXIMUM_DOCUMENT_BYTES = 2**30
 
 _PARQUET_ROWS_AT_A_TIME = 64
 _SKIPPED_BYTES_AT_A_TIME = 2**20
+_BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,18 @@ class CorpusFile:
     """One file of a corpus.
 
     Attributes:
-        path: Where it is.
+        location: Where it is: a path, or a URL as text.
         name: How it is called within the corpus: relative to the folder given, with "/".
+        source: Number of the input that it was found under.
+        size_bytes: Its length, or None where it is not known.
+        version: Changes when the file does; empty where nothing is known.
     """
 
-    path: Path
+    location: Location
     name: str
+    source: int = 0
+    size_bytes: int | None = None
+    version: str = ""
 
     @property
     def suffix(self) -> str:
@@ -56,6 +66,7 @@ class Record(NamedTuple):
         name: The document's name.
         text: Its text, or None where `problem` says why not.
         problem: What is wrong with it, or None.
+        size_bytes: Length of the text in UTF-8, 0 without one.
     """
 
     ordinal: int
@@ -63,6 +74,7 @@ class Record(NamedTuple):
     name: str
     text: str | None
     problem: str | None
+    size_bytes: int = 0
 
 
 def read_records(
@@ -72,6 +84,8 @@ def read_records(
     name_field: str,
     start_ordinal: int = 0,
     start_offset_bytes: int = 0,
+    stop_offset_bytes: int | None = None,
+    wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Record]:
     """Streams the documents of one file.
 
@@ -82,6 +96,8 @@ def read_records(
             integer, the name is FILE:NUMBER, counted from 1.
         start_ordinal: First line or row wanted.
         start_offset_bytes: Where that line begins (`.jsonl` only, others ignore it).
+        stop_offset_bytes: Lines that begin there or behind are left out (`.jsonl` only).
+        wanted: Whether the line or row of a number is wanted; others are passed by unread.
 
     Yields:
         Records in the order of the file.
@@ -89,74 +105,129 @@ def read_records(
     Raises:
         DataError: If the file is missing, unreadable or corrupt as a whole.
     """
+    fields = (text_field, name_field)
+    wanted = wanted or _everything
     if file.suffix == ".txt":
         records = _read_text(file)
     elif file.suffix == ".parquet":
-        records = _read_parquet(file, text_field, name_field, start_ordinal)
+        records = _read_parquet(file, fields, start_ordinal, wanted)
     elif file.suffix == ".jsonl":
-        records = _read_lines(file, text_field, name_field, start_ordinal, start_offset_bytes)
-    elif file.suffix == ".jsonl.gz":
-        records = _read_lines(file, text_field, name_field, start_ordinal, 0)
+        bounds = (start_offset_bytes, stop_offset_bytes)
+        records = _read_lines(file, fields, start_ordinal, bounds, wanted)
+    elif file.suffix:
+        records = _read_lines(file, fields, start_ordinal, (0, None), wanted)
     else:
         raise DataError(
-            f"{file.path} is no corpus file: its name must end in {', '.join(SUFFIXES)}"
+            f"{file.location} is no corpus file: its name must end in {', '.join(SUFFIXES)}"
         )
-    with explaining("read", file.path):
+    with explaining("read", file.location):
         yield from records
+
+
+def _everything(_ordinal: int) -> bool:
+    return True
+
+
+def count_line_ends(file: CorpusFile, start_bytes: int, stop_bytes: int) -> int:
+    """Number of line ends among the bytes of a `.jsonl` file from `start_bytes` to `stop_bytes`."""
+    count = 0
+    with explaining("read", file.location), open_location(file.location) as stream:
+        stream.seek(start_bytes)
+        while start_bytes < stop_bytes:
+            data = stream.read(min(_BUFFER_BYTES, stop_bytes - start_bytes))
+            if not data:
+                break
+            count += data.count(b"\n")
+            start_bytes += len(data)
+    return count
+
+
+def first_line_from(file: CorpusFile, offset_bytes: int) -> tuple[int, bool]:
+    """Where the first line begins that does not begin before `offset_bytes` of a `.jsonl` file.
+
+    Returns:
+        Its offset, and whether a line that began before reaches beyond `offset_bytes`.
+    """
+    if offset_bytes == 0:
+        return 0, False
+    with explaining("read", file.location), open_location(file.location) as stream:
+        stream.seek(offset_bytes - 1)
+        _, length_bytes = _read_line(stream)
+    return offset_bytes - 1 + length_bytes, length_bytes > 1
 
 
 def _read_text(file: CorpusFile) -> Iterator[Record]:
     text, problem = None, None
-    if file.path.stat().st_size > MAXIMUM_DOCUMENT_BYTES:
+    with open_location(file.location) as stream:
+        data = stream.read(MAXIMUM_DOCUMENT_BYTES + 1)
+    if len(data) > MAXIMUM_DOCUMENT_BYTES:
         problem = _too_long()
     else:
-        data = file.path.read_bytes()
         text, problem = _decode(data, first=True)
-        # A long document would otherwise stay in memory twice while its text is used.
-        del data
+    # A long document would otherwise stay in memory twice while its text is used.
+    del data
     yield _checked(0, 0, file.name, text, problem)
 
 
 def _read_lines(
-    file: CorpusFile, text_field: str, name_field: str, start_ordinal: int, offset_bytes: int
+    file: CorpusFile,
+    fields: tuple[str, str],
+    start_ordinal: int,
+    bounds_bytes: tuple[int, int | None],
+    wanted: Callable[[int], bool],
 ) -> Iterator[Record]:
-    with _open_lines(file) as stream:
-        try:
-            ordinal = start_ordinal
-            if offset_bytes:
-                stream.seek(offset_bytes)
-            else:
-                for _ in range(start_ordinal):
-                    _, length_bytes = _read_line(stream)
-                    offset_bytes += length_bytes
-            while True:
-                line, length_bytes = _read_line(stream)
-                if length_bytes == 0:
-                    return
-                record = None
-                if line is None:
-                    name = _fallback(file, ordinal)
-                    record = Record(ordinal, offset_bytes, name, None, _too_long())
-                elif not line.isspace():
-                    record = _parse_line(file, line, text_field, name_field, ordinal, offset_bytes)
-                # A long line must not stay in memory while its text is used.
-                del line
-                if record is not None:
-                    yield record
-                ordinal += 1
+    offset_bytes, stop_bytes = bounds_bytes
+    ordinal = start_ordinal
+    with _open_lines(file) as stream, _naming_damage(file):
+        if offset_bytes:
+            stream.seek(offset_bytes)
+        else:
+            for _ in range(start_ordinal):
+                _, length_bytes = _read_line(stream)
                 offset_bytes += length_bytes
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{file.path} is a corrupt gzip file ({error}, line {ordinal + 1}): "
-                "copy or download it again"
-            ) from error
+        while stop_bytes is None or offset_bytes < stop_bytes:
+            line, length_bytes = _read_line(stream)
+            if length_bytes == 0:
+                return
+            record = None
+            if not wanted(ordinal):
+                pass
+            elif line is None:
+                name = _fallback(file, ordinal)
+                record = Record(ordinal, offset_bytes, name, None, _too_long())
+            elif not line.isspace():
+                record = _parse_line(file, line, fields, ordinal, offset_bytes)
+            # A long line must not stay in memory while its text is used.
+            del line
+            if record is not None:
+                yield record
+            ordinal += 1
+            offset_bytes += length_bytes
 
 
-def _open_lines(file: CorpusFile) -> BinaryIO:
-    if file.suffix == ".jsonl":
-        return file.path.open("rb", buffering=2**20)
-    # GzipFile hands out small pieces: a buffer around it makes line reading several times faster.
-    return io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(file.path, "rb")), 2**20)
+@contextlib.contextmanager
+def _naming_damage(file: CorpusFile) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        kind = "zstandard" if file.suffix == ".jsonl.zst" else "gzip"
+        raise DataError(
+            f"{file.location} is a corrupt {kind} file ({error}): copy or download it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _open_lines(file: CorpusFile) -> Iterator[BinaryIO]:
+    with open_location(file.location) as stream:
+        if file.suffix == ".jsonl":
+            yield stream
+        elif file.suffix == ".jsonl.zst":
+            yield io.BufferedReader(ZstandardReader(stream), _BUFFER_BYTES)
+        else:
+            # GzipFile hands out small pieces: a buffer around it makes reading lines several times
+            # faster.
+            unpacked = gzip.GzipFile(fileobj=stream, mode="rb")
+            yield io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER_BYTES)
 
 
 def _read_line(stream: BinaryIO) -> tuple[bytes | None, int]:
@@ -172,13 +243,9 @@ def _read_line(stream: BinaryIO) -> tuple[bytes | None, int]:
 
 
 def _parse_line(
-    file: CorpusFile,
-    line: bytes,
-    text_field: str,
-    name_field: str,
-    ordinal: int,
-    offset_bytes: int,
+    file: CorpusFile, line: bytes, fields: tuple[str, str], ordinal: int, offset_bytes: int
 ) -> Record:
+    text_field, name_field = fields
     name = _fallback(file, ordinal)
     decoded, problem = _decode(line, first=ordinal == 0)
     if decoded is None:
@@ -192,21 +259,27 @@ def _parse_line(
     name = _name(value.get(name_field), name)
     text = value.get(text_field)
     if not isinstance(text, str):
-        fields = ", ".join(sorted(value)[:8])
-        problem = f"no string field {text_field!r} (fields: {fields})"
+        found = ", ".join(sorted(value)[:8])
+        problem = f"no string field {text_field!r} (fields: {found})"
         return Record(ordinal, offset_bytes, name, None, problem)
     return _checked(ordinal, offset_bytes, name, text, None)
 
 
 def _read_parquet(
-    file: CorpusFile, text_field: str, name_field: str, start_ordinal: int
+    file: CorpusFile,
+    fields: tuple[str, str],
+    start_ordinal: int,
+    wanted: Callable[[int], bool],
 ) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file.path) as parquet:
-            columns = _parquet_columns(file, parquet.schema_arrow, text_field, name_field)
+        with (
+            open_location(file.location) as stream,
+            pyarrow.parquet.ParquetFile(stream) as parquet,
+        ):
+            columns = _parquet_columns(file, parquet.schema_arrow, *fields)
             ordinal = 0
             for group in range(parquet.num_row_groups):
                 group_rows = parquet.metadata.row_group(group).num_rows
@@ -216,13 +289,13 @@ def _read_parquet(
                 for batch in parquet.iter_batches(
                     batch_size=_PARQUET_ROWS_AT_A_TIME, row_groups=[group], columns=columns
                 ):
-                    for name, data in _parquet_rows(batch, text_field, name_field):
-                        if ordinal >= start_ordinal:
+                    for name, data in _parquet_rows(batch, *fields):
+                        if ordinal >= start_ordinal and wanted(ordinal):
                             yield _parquet_record(file, ordinal, name, data)
                         ordinal += 1
     except pyarrow.ArrowException as error:
         raise DataError(
-            f"{file.path} is a corrupt parquet file ({error}): copy or download it again"
+            f"{file.location} is a corrupt parquet file ({error}): copy or download it again"
         ) from error
 
 
@@ -231,8 +304,8 @@ def _parquet_columns(file: CorpusFile, schema: Any, text_field: str, name_field:
 
     if text_field not in schema.names:
         raise DataError(
-            f"{file.path} has no column {text_field!r} (columns: {', '.join(schema.names[:8])}): "
-            "name the text column with text_field"
+            f"{file.location} has no column {text_field!r} (columns: "
+            f"{', '.join(schema.names[:8])}): name the text column with text_field"
         )
     kind = schema.field(text_field).type
     if pyarrow.types.is_dictionary(kind):
@@ -245,7 +318,7 @@ def _parquet_columns(file: CorpusFile, schema: Any, text_field: str, name_field:
     )
     if not any(is_kind(kind) for is_kind in readable):
         raise DataError(
-            f"{file.path}: column {text_field!r} holds {kind}, not strings: "
+            f"{file.location}: column {text_field!r} holds {kind}, not strings: "
             "name the text column with text_field"
         )
     return [text_field] + ([name_field] if name_field in schema.names else [])
@@ -292,25 +365,16 @@ def _decode(data: bytes, *, first: bool) -> tuple[str | None, str | None]:
 def _checked(
     ordinal: int, offset_bytes: int, name: str, text: str | None, problem: str | None
 ) -> Record:
+    size_bytes = 0
     if text is not None:
+        measured_bytes = utf8_bytes(text)
         if not text:
             text, problem = None, "empty"
-        elif utf8_bytes(text) is None:
+        elif measured_bytes is None:
             text, problem = None, "no valid Unicode (a lone surrogate)"
-    return Record(ordinal, offset_bytes, name, text, problem)
-
-
-def utf8_bytes(text: str) -> int | None:
-    """Length of `text` in UTF-8, or None where it holds a lone surrogate; in bounded memory."""
-    if text.isascii():
-        return len(text)
-    total_bytes = 0
-    for start in range(0, len(text), _SKIPPED_BYTES_AT_A_TIME):
-        try:
-            total_bytes += len(text[start : start + _SKIPPED_BYTES_AT_A_TIME].encode())
-        except UnicodeEncodeError:
-            return None
-    return total_bytes
+        else:
+            size_bytes = measured_bytes
+    return Record(ordinal, offset_bytes, name, text, problem, size_bytes)
 
 
 def _name(value: Any, fallback: str) -> str:

@@ -31,12 +31,12 @@ _REMEDIES = {
 
 
 @contextlib.contextmanager
-def explaining(action: str, path: Path) -> Iterator[None]:
+def explaining(action: str, path: Path | str) -> Iterator[None]:
     """Turns an operating system error inside the block into a one-line `DataError`.
 
     Args:
         action: What the block does, as in "write" or "read".
-        path: The file or folder it does it to.
+        path: The file, folder or URL it does it to.
 
     Raises:
         DataError: With the path, the system's reason and what to do about it.
@@ -74,12 +74,17 @@ def read_json_object(path: Path, purpose: str, remedy: str) -> dict[str, Any]:
         raise DataError(f"{path} is missing: {purpose}; {remedy}")
     with explaining("read", path):
         data = path.read_bytes()
+    return parse_json_object(data, str(path), purpose, remedy)
+
+
+def parse_json_object(data: bytes, name: str, purpose: str, remedy: str) -> dict[str, Any]:
+    """Reads JSON that must be an object; arguments and errors as of `read_json_object`."""
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}): {purpose}; {remedy}") from error
+        raise DataError(f"{name} is damaged ({error}): {purpose}; {remedy}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged (no JSON object): {purpose}; {remedy}")
+        raise DataError(f"{name} is damaged (no JSON object): {purpose}; {remedy}")
     return value
 
 

@@ -12,8 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipeline.dataset_folder import DatasetFolder
 from data_pipeline.errors import DataError
-from data_pipeline.files import canonical_json, read_json_object, readable_json, write_atomically
+from data_pipeline.files import (
+    canonical_json,
+    parse_json_object,
+    read_json_object,
+    readable_json,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import DocumentTokenizer
@@ -24,7 +31,10 @@ MANIFEST_FILE = "manifest.json"
 _PURPOSE = "the manifest of a data set, written when it is complete"
 _REMEDY = 'name a folder made by "spade data build", or run that command again'
 # Anchored on both sides: no path and no URL can stand in a manifest.
-_SHARD_FILE = re.compile(r"shard-[0-9]{6,}\.tar\Z")
+_SHARD_FILES = {
+    "tokens": re.compile(r"shard-[0-9]{6,}\.tar\Z"),
+    "text": re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,250}\.tar\Z"),
+}
 _CHECKSUM = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -65,6 +75,8 @@ class Manifest:
 
     Attributes:
         format_version: Version of manifest and shards.
+        kind: "tokens" for shards that this program writes, "text" for tars of others whose texts
+            are tokenized when they are read.
         dtype: Type of the ids, "<u2" or "<u4".
         vocab_size: Ids of the tokenizer, sentinels included.
         piece_count: Ids without sentinels; the sentinels lie above.
@@ -88,16 +100,26 @@ class Manifest:
     tokens: int
     shards: tuple[ShardInfo, ...]
     source: dict[str, Any]
+    kind: str = "tokens"
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, location: Path | DatasetFolder) -> Manifest:
         """Reads the manifest of a data set.
+
+        Args:
+            location: Its folder.
 
         Raises:
             DataError: If it is missing, damaged, or of another version.
         """
-        path = Path(folder) / MANIFEST_FILE
-        value = read_json_object(path, _PURPOSE, _REMEDY)
+        if isinstance(location, Path):
+            value = read_json_object(location / MANIFEST_FILE, _PURPOSE, _REMEDY)
+            path = str(location / MANIFEST_FILE)
+        else:
+            path = f"{location.name}/{MANIFEST_FILE}"
+            if not location.exists(MANIFEST_FILE):
+                raise DataError(f"{path} is missing: {_PURPOSE}; {_REMEDY}")
+            value = parse_json_object(location.read_bytes(MANIFEST_FILE), path, _PURPOSE, _REMEDY)
         if value.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path} has format version {value.get('format_version')!r}, this program reads "
@@ -130,8 +152,10 @@ class Manifest:
             raise DataError("fields 'eos_token_id', 'piece_count', 'vocab_size' contradict")
         if self.vocab_size > 2 ** (8 * self.token_dtype.itemsize):
             raise DataError(f"field 'vocab_size' {self.vocab_size} does not fit {self.dtype!r}")
+        if self.kind not in _SHARD_FILES:
+            raise DataError(f"field 'kind' is {self.kind!r}, not 'tokens' or 'text'")
         for shard in self.shards:
-            if not _SHARD_FILE.match(shard.file):
+            if not _SHARD_FILES[self.kind].match(shard.file):
                 raise DataError(f"shard name {shard.file!r} is none that this program writes")
             for field in ("checksum", "index_checksum"):
                 if not _CHECKSUM.match(getattr(shard, field)):

@@ -6,8 +6,6 @@ versions of numpy, between machines, or with the number of processes.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -71,7 +69,20 @@ def derive_keys(seed: int, purpose: int, counters: npt.ArrayLike = 0) -> KeyArra
     return splitmix64(base + splitmix64(numbers))
 
 
-def permute(positions: npt.ArrayLike, size: int, keys: KeyArray) -> IntegerArray:
+def mix_keys(keys: KeyArray, numbers: npt.ArrayLike) -> KeyArray:
+    """New keys, one for each pair of a key and a number.
+
+    Args:
+        keys: Any shape of at least one dimension.
+        numbers: Non-negative integers that broadcast against `keys`.
+
+    Returns:
+        Keys of the broadcast shape.
+    """
+    return splitmix64(keys ^ splitmix64(np.atleast_1d(np.asarray(numbers)).astype(np.uint64)))
+
+
+def permute(positions: npt.ArrayLike, sizes: npt.ArrayLike, keys: KeyArray) -> IntegerArray:
     """Where a keyed random permutation of [0, size) puts each position, without any table.
 
     A Feistel network over Z_a x Z_b with a, b about sqrt(size) permutes [0, a*b); positions that
@@ -81,43 +92,66 @@ def permute(positions: npt.ArrayLike, size: int, keys: KeyArray) -> IntegerArray
 
     Args:
         positions: Integers in [0, size), any shape.
-        size: Number of elements, 1 to 2**62.
+        sizes: Numbers of elements, 1 to 2**62; broadcast against `positions`.
         keys: Broadcasts against `positions`; each element uses the permutation of its key.
 
     Returns:
         int64 of the broadcast shape.
     """
-    return _walk(positions, size, keys, inverse=False)
+    return _walk(positions, sizes, keys, inverse=False)
 
 
-def unpermute(values: npt.ArrayLike, size: int, keys: KeyArray) -> IntegerArray:
+def unpermute(values: npt.ArrayLike, sizes: npt.ArrayLike, keys: KeyArray) -> IntegerArray:
     """The inverse of `permute`: `unpermute(permute(x, n, k), n, k) == x`."""
-    return _walk(values, size, keys, inverse=True)
+    return _walk(values, sizes, keys, inverse=True)
 
 
-def _walk(start: npt.ArrayLike, size: int, keys: KeyArray, *, inverse: bool) -> IntegerArray:
-    assert 1 <= size <= MAXIMUM_SIZE, size
-    values = np.asarray(start, dtype=np.uint64)
-    assert values.size == 0 or int(values.max()) < size, "position outside the permutation"
-    shape = np.broadcast_shapes(values.shape, keys.shape)
+def _walk(
+    start: npt.ArrayLike, sizes: npt.ArrayLike, keys: KeyArray, *, inverse: bool
+) -> IntegerArray:
+    values, limits = np.asarray(start, dtype=np.uint64), np.asarray(sizes, dtype=np.uint64)
+    shape = np.broadcast_shapes(values.shape, keys.shape, limits.shape)
     values = np.broadcast_to(values, shape)
-    rows = math.isqrt(size - 1) + 1
-    columns = -(-size // rows)
-    # In the keys' own shape, which is often much smaller than that of the positions.
+    assert limits.min(initial=1) >= 1, limits
+    assert limits.max(initial=1) <= MAXIMUM_SIZE, limits
+    assert bool((values < limits).all()), "position outside the permutation"
+    # Everything in its own shape, which is often much smaller than that of the positions.
+    rows = _square_root(limits - np.uint64(1)) + np.uint64(1)
+    columns = (limits + rows - np.uint64(1)) // rows
     round_keys = [splitmix64(keys ^ np.uint64(number)) for number in range(NUM_ROUNDS)]
     result = _network(values, rows, columns, round_keys, inverse=inverse)
-    outside = result >= size
+    outside = result >= limits
     while outside.any():
         walking_keys = [np.broadcast_to(round_key, shape)[outside] for round_key in round_keys]
-        result[outside] = _network(result[outside], rows, columns, walking_keys, inverse=inverse)
-        outside = result >= size
+        result[outside] = _network(
+            result[outside],
+            np.broadcast_to(rows, shape)[outside],
+            np.broadcast_to(columns, shape)[outside],
+            walking_keys,
+            inverse=inverse,
+        )
+        outside = result >= limits
     return result.astype(np.int64)
 
 
+def _square_root(values: KeyArray) -> KeyArray:
+    """Largest integers whose squares are not above `values`, which lie below 2**62."""
+    roots = np.sqrt(values.astype(np.float64)).astype(np.uint64)
+    # The floating-point root is off by one at most.
+    roots = roots - (roots * roots > values)
+    following = roots + np.uint64(1)
+    result: KeyArray = np.where(following * following <= values, following, roots)
+    return result
+
+
 def _network(
-    values: KeyArray, rows: int, columns: int, round_keys: list[KeyArray], *, inverse: bool
+    values: KeyArray,
+    num_rows: KeyArray,
+    num_columns: KeyArray,
+    round_keys: list[KeyArray],
+    *,
+    inverse: bool,
 ) -> KeyArray:
-    num_rows, num_columns = np.uint64(rows), np.uint64(columns)
     row = values // num_columns
     column = values - row * num_columns
     for number in reversed(range(NUM_ROUNDS)) if inverse else range(NUM_ROUNDS):

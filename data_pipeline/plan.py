@@ -1,243 +1,264 @@
 """Which documents go into which shard: decided from the corpus alone, before anything is written.
 
-A first pass reads the corpus and sums it up in blocks of neighbouring documents; shards are runs of
-whole blocks. Nothing here depends on how many processes read or write.
+A shard is a run of documents of one part, in the order of the corpus. Nothing here depends on how
+many processes read or write.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import base64
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from data_pipeline.corpus import Document, is_heldout, name_bytes
-from data_pipeline.corpus_files import CorpusFile, Record, read_records, utf8_bytes
+from data_pipeline.corpus import Document
+from data_pipeline.corpus_files import CorpusFile, Record
+from data_pipeline.corpus_scan import (
+    ReadingOptions,
+    Rows,
+    name_hash,
+    read_rows,
+    records_from,
+    text_hash,
+)
+from data_pipeline.deduplication import BoolArray, DocumentMarks
 from data_pipeline.errors import DataError
 
 SMALLEST_SHARD_TEXT_BYTES = 4 * 2**20
 LARGEST_SHARD_TEXT_BYTES = 256 * 2**20
 # So many shards let that many processes work; larger data sets have more, never larger, shards.
 _WANTED_SHARDS = 64
-_BLOCKS_PER_SHARD = 16
-_HASHED_CHARACTERS_AT_A_TIME = 2**20
 
 TRAIN, HELDOUT = 0, 1
 PART_NAMES = ("train", "heldout")
 
+_CHECKED = np.dtype([("text_high", "<u8"), ("text_low", "<u8"), ("name", "<u8")])
+_LOW = 2**64 - 1
 
-@dataclass(frozen=True)
-class ReadingOptions:
-    """How the corpus is read and divided.
+
+class CorpusChangedError(DataError):
+    """The corpus is not what it was when it was planned."""
+
+
+class Members(NamedTuple):
+    """Which lines or rows of one file belong to a shard.
 
     Attributes:
-        text_field: Field or column with the text.
-        name_field: Field or column with the name.
-        heldout_fraction: Share of documents held out.
+        file: Number of the file.
+        first: The first of them.
+        span: Lines or rows from the first to the last, both counted.
+        packed: Which of the span they are, as packed bits; an empty string where all are.
     """
-
-    text_field: str
-    name_field: str
-    heldout_fraction: float
-
-    def part(self, name: str) -> int:
-        """`HELDOUT` or `TRAIN`, for the document of this name."""
-        return HELDOUT if is_heldout(name, self.heldout_fraction) else TRAIN
-
-
-class Position(NamedTuple):
-    """A place in the corpus: file, line or row in it, and where that line begins."""
 
     file: int
-    ordinal: int
-    offset_bytes: int
+    first: int
+    span: int
+    packed: str
 
-
-class Block(NamedTuple):
-    """Neighbouring documents of one file, summed up by part.
-
-    Attributes:
-        start: Position of the first of them.
-        documents: (train, held-out) usable documents.
-        text_bytes: (train, held-out) UTF-8 bytes.
-    """
-
-    start: Position
-    documents: tuple[int, int]
-    text_bytes: tuple[int, int]
-
-
-@dataclass
-class FileScan:
-    """What the first pass learned of one file: blocks, unusable documents, and a checksum."""
-
-    blocks: list[Block] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-    checksum: str = ""
-
-    def to_json(self) -> list[Any]:
-        """As JSON types."""
-        return [self.blocks, self.problems, self.checksum]
-
-    @classmethod
-    def from_json(cls, value: list[Any]) -> FileScan:
-        """The inverse of `to_json`."""
-        blocks = [
-            Block(Position(*start), tuple(documents), tuple(text_bytes))
-            for start, documents, text_bytes in value[0]
-        ]
-        return cls(blocks, [(name, reason) for name, reason in value[1]], value[2])
+    def flags(self) -> BoolArray:
+        """[span] whether each line or row belongs to the shard."""
+        if not self.packed:
+            return np.ones(self.span, bool)
+        data = np.frombuffer(zlib.decompress(base64.b85decode(self.packed)), np.uint8)
+        return np.unpackbits(data, count=self.span).astype(bool)
 
 
 class ShardPlan(NamedTuple):
-    """The documents of one shard: those of its part from `start` up to, without, `stop`."""
+    """The documents of one shard.
+
+    Attributes:
+        part: `TRAIN` or `HELDOUT`.
+        number: Number of the shard within its part.
+        documents: Documents in it.
+        text_bytes: UTF-8 bytes of them.
+        checksum: xxh3_64 over the hashes of their texts and names, in hex.
+        offset_bytes: Where the line of the first begins, in a `.jsonl` file.
+        members: Where they lie, file by file.
+        sources: (number of the input, documents from it), in order.
+    """
 
     part: int
     number: int
-    start: Position
-    stop: Position
     documents: int
     text_bytes: int
+    checksum: str
+    offset_bytes: int
+    members: tuple[Members, ...]
+    sources: tuple[tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """The part and number, for people and for records."""
+        return f"{PART_NAMES[self.part]}/{self.number:06d}"
 
     @classmethod
     def from_json(cls, value: Sequence[Any]) -> ShardPlan:
         """Out of the list that JSON makes of it."""
-        part, number, start, stop, documents, text_bytes = value
-        return cls(part, number, Position(*start), Position(*stop), documents, text_bytes)
-
-
-def block_text_bytes(shard_text_bytes: int | None) -> int:
-    """Text of a block, small beside a shard."""
-    return max(1, (shard_text_bytes or SMALLEST_SHARD_TEXT_BYTES) // _BLOCKS_PER_SHARD)
-
-
-def scan_file(
-    files: Sequence[CorpusFile],
-    number: int,
-    options: ReadingOptions,
-    block_bytes: int,
-    report: Callable[[int], None],
-) -> FileScan:
-    """Reads one file of the corpus through and sums it up.
-
-    Args:
-        files: The corpus.
-        number: The file to read.
-        options: How to read it.
-        block_bytes: Text after which a block is full.
-        report: Told of the text bytes read.
-
-    Raises:
-        DataError: If the file is corrupt as a whole.
-    """
-    scan = FileScan()
-    checksum = xxhash.xxh3_128()
-    documents, text_bytes = [0, 0], [0, 0]
-    start: Position | None = None
-
-    def close_block() -> None:
-        nonlocal start
-        if start is not None:
-            block = Block(start, (documents[0], documents[1]), (text_bytes[0], text_bytes[1]))
-            scan.blocks.append(block)
-        start = None
-        documents[:], text_bytes[:] = [0, 0], [0, 0]
-
-    for record in _records(files[number], options):
-        if record.text is None:
-            problem = record.problem or "unusable"
-            scan.problems.append((record.name, problem))
-            checksum.update(b"unusable " + name_bytes(f"{record.name}: {problem}\n"))
-            continue
-        size_bytes = utf8_bytes(record.text)
-        assert size_bytes is not None, "reading leaves out invalid Unicode"
-        if start is not None and sum(text_bytes) + size_bytes > block_bytes:
-            close_block()
-        if start is None:
-            start = Position(number, record.ordinal, record.offset_bytes)
-        part = options.part(record.name)
-        documents[part] += 1
-        text_bytes[part] += size_bytes
-        _hash_document(checksum, record.name, record.text, size_bytes)
-        report(size_bytes)
-    close_block()
-    scan.checksum = checksum.hexdigest()
-    return scan
-
-
-def _records(
-    file: CorpusFile, options: ReadingOptions, ordinal: int = 0, offset_bytes: int = 0
-) -> Iterator[Record]:
-    return read_records(
-        file,
-        text_field=options.text_field,
-        name_field=options.name_field,
-        start_ordinal=ordinal,
-        start_offset_bytes=offset_bytes,
-    )
-
-
-def _hash_document(checksum: Any, name: str, text: str, size_bytes: int) -> None:
-    encoded = name_bytes(name)
-    checksum.update(b"%d %d\n" % (len(encoded), size_bytes) + encoded)
-    for start in range(0, len(text), _HASHED_CHARACTERS_AT_A_TIME):
-        checksum.update(text[start : start + _HASHED_CHARACTERS_AT_A_TIME].encode())
-
-
-def corpus_fingerprint(scans: Sequence[FileScan]) -> str:
-    """SHA-256 over names and texts of all documents in order, in hex; unusable ones count too."""
-    digest = hashlib.sha256()
-    for scan in scans:
-        digest.update(scan.checksum.encode() + b"\n")
-    return digest.hexdigest()
-
-
-def plan_shards(scans: Sequence[FileScan], shard_text_bytes: int | None) -> list[ShardPlan]:
-    """Divides the corpus into shards.
-
-    Args:
-        scans: [files] what the first pass found.
-        shard_text_bytes: Text of a shard; None chooses by the size of the corpus.
-
-    Returns:
-        The shards of the training part, then those of the held-out part.
-    """
-    blocks = [block for scan in scans for block in scan.blocks]
-    if shard_text_bytes is None:
-        total_bytes = sum(sum(block.text_bytes) for block in blocks)
-        shard_text_bytes = min(
-            LARGEST_SHARD_TEXT_BYTES, max(SMALLEST_SHARD_TEXT_BYTES, total_bytes // _WANTED_SHARDS)
+        part, number, documents, text_bytes, checksum, offset_bytes, members, sources = value
+        return cls(
+            part,
+            number,
+            documents,
+            text_bytes,
+            checksum,
+            offset_bytes,
+            tuple(Members(*some) for some in members),
+            tuple((source, count) for source, count in sources),
         )
-    end = Position(len(scans), 0, 0)
-    return [
-        shard
-        for part in (TRAIN, HELDOUT)
-        for shard in _plan_part(blocks, part, shard_text_bytes, end)
-    ]
 
 
-def _plan_part(
-    blocks: Sequence[Block], part: int, shard_text_bytes: int, end: Position
-) -> Iterator[ShardPlan]:
-    number, documents, text_bytes = 0, 0, 0
-    start: Position | None = None
-    for block in blocks:
-        if block.documents[part] == 0:
-            continue
-        if start is not None and text_bytes + block.text_bytes[part] > shard_text_bytes:
-            yield ShardPlan(part, number, start, block.start, documents, text_bytes)
-            number, documents, text_bytes, start = number + 1, 0, 0, None
-        start = start or block.start
-        documents += block.documents[part]
-        text_bytes += block.text_bytes[part]
-    if start is not None:
-        yield ShardPlan(part, number, start, end, documents, text_bytes)
+def _members(files: npt.NDArray[Any], ordinals: npt.NDArray[Any]) -> Iterator[Members]:
+    """Groups places, which are in order, by file."""
+    edges = [0, *(np.flatnonzero(np.diff(files)) + 1).tolist(), len(files)]
+    for start, stop in itertools.pairwise(edges):
+        mine = ordinals[start:stop].astype(np.int64)
+        span = int(mine[-1] - mine[0]) + 1
+        packed = ""
+        if span > len(mine):
+            flags = np.zeros(span, bool)
+            flags[mine - mine[0]] = True
+            packed = base64.b85encode(zlib.compress(np.packbits(flags).tobytes())).decode("ascii")
+        yield Members(int(files[start]), int(mine[0]), span, packed)
+
+
+class Planner:
+    """Divides a scanned corpus into shards."""
+
+    def __init__(
+        self,
+        tables: Sequence[Path],
+        documents: int,
+        source_of_file: Sequence[int],
+        heldout_fraction: float,
+        doubles: DocumentMarks | None = None,
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            tables: The tables of the scan, in order.
+            documents: Rows in all of them.
+            source_of_file: [files] number of the input of each.
+            heldout_fraction: Share of documents held out.
+            doubles: Documents to leave out.
+        """
+        self._tables = tables
+        self._source_of_file = np.array(source_of_file, np.int64)
+        self._heldout_fraction = heldout_fraction
+        self._doubles = doubles or DocumentMarks(documents)
+        self.double_documents = 0
+        self.double_text_bytes = 0
+
+    def shards(self, shard_text_bytes: int | None) -> list[ShardPlan]:
+        """Plans.
+
+        Args:
+            shard_text_bytes: Text of a shard; None chooses by the size of the corpus.
+
+        Returns:
+            The shards of the training part, then those of the held-out part.
+        """
+        total_bytes = 0
+        self.double_documents, self.double_text_bytes = 0, 0
+        for rows, is_double in self._rows():
+            total_bytes += int(rows["size_bytes"][~is_double].sum())
+            self.double_documents += int(is_double.sum())
+            self.double_text_bytes += int(rows["size_bytes"][is_double].sum())
+        if shard_text_bytes is None:
+            shard_text_bytes = min(
+                LARGEST_SHARD_TEXT_BYTES,
+                max(SMALLEST_SHARD_TEXT_BYTES, total_bytes // _WANTED_SHARDS),
+            )
+        parts = [
+            _PartPlanner(part, shard_text_bytes, self._source_of_file) for part in (TRAIN, HELDOUT)
+        ]
+        # Exact: `is_heldout` compares an integer with a float.
+        bound = np.uint64(math.ceil(self._heldout_fraction * 2.0**64))
+        for rows, is_double in self._rows():
+            heldout = rows["name"] < bound
+            for part in (TRAIN, HELDOUT):
+                parts[part].add(rows[~is_double & (heldout == (part == HELDOUT))])
+        return [shard for part in parts for shard in part.finish()]
+
+    def _rows(self) -> Iterator[tuple[Rows, BoolArray]]:
+        first = 0
+        for table in self._tables:
+            for rows in read_rows(table):
+                yield rows, self._doubles.between(first, first + len(rows))
+                first += len(rows)
+
+
+class _PartPlanner:
+    """Cuts the documents of one part into shards, as they come."""
+
+    def __init__(
+        self, part: int, shard_text_bytes: int, source_of_file: npt.NDArray[np.int64]
+    ) -> None:
+        self._part = part
+        self._limit_bytes = shard_text_bytes
+        self._source_of_file = source_of_file
+        self._shards: list[ShardPlan] = []
+        # Of the shard that is not full yet.
+        self._rows: list[Rows] = []
+        self._text_bytes = 0
+
+    def add(self, rows: Rows) -> None:
+        """Takes the next documents."""
+        sizes_bytes = rows["size_bytes"].astype(np.int64)
+        ends_bytes = np.cumsum(sizes_bytes)
+        first = 0
+        while first < len(rows):
+            before_bytes = int(ends_bytes[first] - sizes_bytes[first])
+            room_bytes = self._limit_bytes - self._text_bytes
+            stop = int(np.searchsorted(ends_bytes, before_bytes + room_bytes, side="right"))
+            # A document longer than a shard has one for itself.
+            stop = max(stop, first + (not self._rows))
+            if stop <= first:
+                self._close()
+                continue
+            self._rows.append(rows[first:stop])
+            self._text_bytes += int(ends_bytes[stop - 1]) - before_bytes
+            first = stop
+
+    def _close(self) -> None:
+        rows = np.concatenate(self._rows)
+        sources, counts = np.unique(self._source_of_file[rows["file"]], return_counts=True)
+        self._shards.append(
+            ShardPlan(
+                part=self._part,
+                number=len(self._shards),
+                documents=len(rows),
+                text_bytes=self._text_bytes,
+                checksum=xxhash.xxh3_64_hexdigest(_checked(rows).tobytes()),
+                offset_bytes=int(rows["offset_bytes"][0]),
+                members=tuple(_members(rows["file"], rows["ordinal"])),
+                sources=tuple(zip(sources.tolist(), counts.tolist(), strict=True)),
+            )
+        )
+        self._rows, self._text_bytes = [], 0
+
+    def finish(self) -> list[ShardPlan]:
+        """All shards, the last of which need not be full."""
+        if self._rows:
+            self._close()
+        return self._shards
+
+
+def _checked(rows: Rows) -> npt.NDArray[Any]:
+    checked = np.empty(len(rows), _CHECKED)
+    for name in _CHECKED.names or ():
+        checked[name] = rows[name]
+    return checked
 
 
 class PlanReader:
-    """Reads the documents of shards, going on where it stopped if the next shard begins there."""
+    """Reads the documents of shards; in compressed files it goes on where it stopped."""
 
     def __init__(self, files: Sequence[CorpusFile], options: ReadingOptions) -> None:
         """Reads nothing yet.
@@ -248,43 +269,60 @@ class PlanReader:
         """
         self._files = files
         self._options = options
-        self._records: Iterator[tuple[Position, Record]] = iter(())
-        self._stopped_at: Position | None = None
-        # The record that lies at `_stopped_at` and has been taken from the iterator.
-        self._pending: tuple[Position, Record] | None = None
+        self._open_file = -1
+        self._last_ordinal = -1
+        self._records: Iterator[Record] = iter(())
+        self._first = 0
+        self._flags: list[bool] = []
 
     def read(self, shard: ShardPlan) -> Iterator[Document]:
         """Yields the documents of a shard.
 
         Raises:
-            DataError: If the corpus is not what it was when it was planned.
+            CorpusChangedError: If the corpus is not what it was when it was planned.
         """
-        if self._stopped_at != shard.start:
-            self._records, self._pending = self._read_from(shard.start), None
-        self._stopped_at = None
-        documents, text_bytes = 0, 0
-        while (entry := self._pending or next(self._records, None)) is not None:
-            self._pending = None
-            position, record = entry
-            if position[:2] >= shard.stop[:2]:
-                self._stopped_at, self._pending = position, entry
-                break
-            if record.text is None or self._options.part(record.name) != shard.part:
-                continue
-            documents += 1
-            text_bytes += utf8_bytes(record.text) or 0
-            yield Document(record.name, record.text)
-        if (documents, text_bytes) != (shard.documents, shard.text_bytes):
-            raise DataError(
-                f"the corpus changed while it was read: {PART_NAMES[shard.part]} shard "
-                f"{shard.number} was planned with {shard.documents} documents of "
-                f"{shard.text_bytes} bytes and now has {documents} of {text_bytes}; run the "
-                "command again when the corpus no longer changes"
-            )
+        checksum = xxhash.xxh3_64()
+        documents = 0
+        for number, members in enumerate(shard.members):
+            for record in self._selected(members, 0 if number else shard.offset_bytes):
+                if record.text is None:
+                    raise _changed(shard)
+                text = self._options.rules.apply(record.text, record.size_bytes).text
+                if text is None:
+                    raise _changed(shard)
+                documents += 1
+                text_128 = text_hash(text)
+                row = (text_128 >> 64, text_128 & _LOW, name_hash(record.name))
+                checksum.update(np.array(row, _CHECKED).tobytes())
+                yield Document(record.name, text)
+        if documents != shard.documents or checksum.hexdigest() != shard.checksum:
+            raise _changed(shard)
 
-    def _read_from(self, start: Position) -> Iterator[tuple[Position, Record]]:
-        ordinal, offset_bytes = start.ordinal, start.offset_bytes
-        for number in range(start.file, len(self._files)):
-            for record in _records(self._files[number], self._options, ordinal, offset_bytes):
-                yield Position(number, record.ordinal, record.offset_bytes), record
-            ordinal, offset_bytes = 0, 0
+    def _selected(self, members: Members, offset_bytes: int) -> Iterator[Record]:
+        """The records of a shard in one file."""
+        file = self._files[members.file]
+        goes_on = self._open_file == members.file and self._last_ordinal < members.first
+        self._first, self._flags = members.first, members.flags().tolist()
+        # In an uncompressed file the place is found faster than what lies between is passed by.
+        if not goes_on or file.suffix == ".jsonl":
+            self._records = records_from(
+                file, self._options, members.first, offset_bytes, wanted=self._is_wanted
+            )
+            self._open_file = members.file
+        last = members.first + members.span - 1
+        for record in self._records:
+            self._last_ordinal = record.ordinal
+            yield record
+            if record.ordinal >= last:
+                return
+
+    def _is_wanted(self, ordinal: int) -> bool:
+        place = ordinal - self._first
+        return 0 <= place < len(self._flags) and self._flags[place]
+
+
+def _changed(shard: ShardPlan) -> CorpusChangedError:
+    return CorpusChangedError(
+        f"the corpus changed since it was read first: the documents of shard {shard.name} are not "
+        "those it was planned with; run the command again when the corpus no longer changes"
+    )

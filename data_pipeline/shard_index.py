@@ -2,6 +2,10 @@
 
 The index follows from the bare tar alone, byte for byte, so it can be lost. It carries the tar's
 size and checksum, and its own checksum stands in the manifest.
+
+Two sets of checksums serve two questions. Those of fixed blocks of the tar let a reader verify just
+the bytes that a window touches, however long the document around it is. Those of documents say
+whose ids are damaged when a block is.
 """
 
 from __future__ import annotations
@@ -25,12 +29,16 @@ from data_pipeline.tar_format import (
     tokens_from_npy,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Small, so that reading a window means reading little beside it; a page, as disks and caches work.
+CHECKED_BLOCK_BYTES = 4096
 
 _MAGIC = b"SPADEIDX"
 # Magic, version, bytes of an id, documents, bytes of the tar, its xxh3_128.
 _HEADER = struct.Struct("<8sIIQQ16s")
 _BYTES_PER_DOCUMENT = 3 * 8
+_BYTES_PER_BLOCK = 8
+_DRAINED_BYTES = 2**18
 
 UnsignedArray = npt.NDArray[np.uint64]
 
@@ -46,6 +54,8 @@ class ShardIndex:
         offsets_bytes: [documents] where each `.npy` content begins.
         lengths_tokens: [documents] ids in each, the end-of-sequence id included.
         checksums: [documents] xxh3_64 of each `.npy` content.
+        block_checksums: [blocks] xxh3_64 of each `CHECKED_BLOCK_BYTES` of the shard, the last of
+            which may be shorter.
     """
 
     dtype: np.dtype[Any]
@@ -54,6 +64,7 @@ class ShardIndex:
     offsets_bytes: UnsignedArray
     lengths_tokens: UnsignedArray
     checksums: UnsignedArray
+    block_checksums: UnsignedArray
 
     @property
     def documents(self) -> int:
@@ -79,7 +90,12 @@ class ShardIndex:
             self.tar_bytes,
             bytes.fromhex(self.tar_checksum),
         )
-        columns = (self.offsets_bytes, self.lengths_tokens, self.checksums)
+        columns = (
+            self.offsets_bytes,
+            self.lengths_tokens,
+            self.checksums,
+            self.block_checksums,
+        )
         return header + b"".join(column.astype("<u8").tobytes() for column in columns)
 
     @classmethod
@@ -95,9 +111,12 @@ class ShardIndex:
         _, version, item_bytes, documents, tar_bytes, tar_checksum = _HEADER.unpack_from(data)
         if version != FORMAT_VERSION or item_bytes not in (2, 4):
             raise DataError(f"it has format version {version}, this program reads {FORMAT_VERSION}")
-        if len(data) != _HEADER.size + documents * _BYTES_PER_DOCUMENT:
+        blocks = -(-tar_bytes // CHECKED_BLOCK_BYTES)
+        expected_bytes = documents * _BYTES_PER_DOCUMENT + blocks * _BYTES_PER_BLOCK
+        if len(data) != _HEADER.size + expected_bytes:
             raise DataError("it is cut off")
-        columns = np.frombuffer(data, dtype="<u8", offset=_HEADER.size).reshape(3, documents)
+        numbers = np.frombuffer(data, dtype="<u8", offset=_HEADER.size)
+        columns = numbers[: 3 * documents].reshape(3, documents)
         return cls(
             dtype=np.dtype(f"<u{item_bytes}"),
             tar_bytes=tar_bytes,
@@ -105,7 +124,39 @@ class ShardIndex:
             offsets_bytes=columns[0],
             lengths_tokens=columns[1],
             checksums=columns[2],
+            block_checksums=numbers[3 * documents :],
         )
+
+
+class BlockHasher:
+    """Checksums of a shard, of the whole and of its blocks, while its bytes go by."""
+
+    def __init__(self) -> None:
+        self._whole = xxhash.xxh3_128()
+        self._pending = bytearray()
+        self._block_checksums: list[int] = []
+        self.size_bytes = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Takes the next bytes of the shard."""
+        self._whole.update(data)
+        self._pending += data
+        self.size_bytes += len(data)
+        if len(self._pending) >= _DRAINED_BYTES:
+            self._drain(len(self._pending) // CHECKED_BLOCK_BYTES * CHECKED_BLOCK_BYTES)
+
+    def _drain(self, length_bytes: int) -> None:
+        with memoryview(self._pending) as view:
+            self._block_checksums += [
+                xxhash.xxh3_64_intdigest(view[start : start + CHECKED_BLOCK_BYTES])
+                for start in range(0, length_bytes, CHECKED_BLOCK_BYTES)
+            ]
+        del self._pending[:length_bytes]
+
+    def finish(self) -> tuple[str, UnsignedArray]:
+        """xxh3_128 of the whole, in hex, and xxh3_64 of each block, [blocks]."""
+        self._drain(len(self._pending))
+        return self._whole.hexdigest(), np.array(self._block_checksums, dtype="<u8")
 
 
 class IndexBuilder:
@@ -128,15 +179,17 @@ class IndexBuilder:
         self._lengths_tokens.append(length_tokens)
         self._checksums.append(checksum)
 
-    def finish(self, tar_bytes: int, tar_checksum: str) -> ShardIndex:
-        """The index of the complete shard."""
+    def finish(self, hasher: BlockHasher) -> ShardIndex:
+        """The index of the complete shard, all of whose bytes went through `hasher`."""
+        tar_checksum, block_checksums = hasher.finish()
         return ShardIndex(
             dtype=self._dtype,
-            tar_bytes=tar_bytes,
+            tar_bytes=hasher.size_bytes,
             tar_checksum=tar_checksum,
             offsets_bytes=np.array(self._offsets_bytes, dtype="<u8"),
             lengths_tokens=np.array(self._lengths_tokens, dtype="<u8"),
             checksums=np.array(self._checksums, dtype="<u8"),
+            block_checksums=block_checksums,
         )
 
 
@@ -145,13 +198,11 @@ class _HashingReader:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.checksum = xxhash.xxh3_128()
-        self.read_bytes = 0
+        self.hasher = BlockHasher()
 
     def read(self, size_bytes: int) -> bytes:
         data = self._file.read(size_bytes)
-        self.checksum.update(data)
-        self.read_bytes += len(data)
+        self.hasher.update(data)
         return data
 
 
@@ -186,7 +237,7 @@ def build_index(
                     visit(document, tokens)
         except DataError as error:
             raise DataError(f"{tar}: {error}") from error
-    return builder.finish(reader.read_bytes, reader.checksum.hexdigest())
+    return builder.finish(reader.hasher)
 
 
 def index_checksum(data: bytes) -> str:

@@ -15,8 +15,9 @@ import xxhash
 from data_pipeline.errors import DataError
 from data_pipeline.files import explaining, partial_path, synchronize_folder
 from data_pipeline.manifest import ShardInfo
-from data_pipeline.shard_index import IndexBuilder, ShardIndex, index_checksum
+from data_pipeline.shard_index import BlockHasher, IndexBuilder, ShardIndex, index_checksum
 from data_pipeline.tar_format import (
+    BLOCK_BYTES,
     END_OF_TAR,
     METADATA_SUFFIX,
     TOKENS_SUFFIX,
@@ -26,15 +27,17 @@ from data_pipeline.tar_format import (
     npy_header,
     padding,
     shard_stem,
+    whole_blocks,
 )
 
 _BUFFER_BYTES = 2**20
+_GATHERED_BYTES = 2**18
 
 
 def write_shard(
     folder: Path,
     number: int,
-    documents: Iterable[tuple[str, npt.NDArray[Any]]],
+    documents: Iterable[tuple[str | None, npt.NDArray[Any]]],
     dtype: np.dtype[Any],
 ) -> ShardInfo:
     """Writes a shard; it appears under its name only when it is complete on the disk.
@@ -42,7 +45,8 @@ def write_shard(
     Args:
         folder: The data set's folder.
         number: Number of the shard.
-        documents: Names and [tokens] ids of `dtype`, each ending with the end-of-sequence id.
+        documents: Names, or None where they are not kept, and [tokens] ids of `dtype`, each
+            ending with the end-of-sequence id.
         dtype: Type of the ids.
 
     Raises:
@@ -53,7 +57,7 @@ def write_shard(
     partials = (partial_path(tar), partial_path(index_path))
     try:
         with explaining("write", tar):
-            with partials[0].open("wb", buffering=_BUFFER_BYTES) as file:
+            with partials[0].open("wb") as file:
                 index = _write_tar(file, stem, documents, dtype)
                 file.flush()
                 os.fsync(file.fileno())
@@ -77,37 +81,47 @@ def write_shard(
 def _write_tar(
     file: BinaryIO,
     stem: str,
-    documents: Iterable[tuple[str, npt.NDArray[Any]]],
+    documents: Iterable[tuple[str | None, npt.NDArray[Any]]],
     dtype: np.dtype[Any],
 ) -> ShardIndex:
     builder = IndexBuilder(dtype)
-    checksum = xxhash.xxh3_128()
-    written_bytes = 0
-
-    def write(data: bytes | memoryview) -> None:
-        nonlocal written_bytes
-        file.write(data)
-        checksum.update(data)
-        written_bytes += len(data)
-
+    hasher = BlockHasher()
+    # Small pieces are gathered, so that few large ones are written and summed up.
+    pieces: list[bytes] = []
+    tar_bytes, flushed_bytes = 0, 0
     for position, (name, tokens) in enumerate(documents):
         assert tokens.dtype == dtype, tokens.dtype
         assert tokens.ndim == 1, tokens.shape
         key = document_key(stem, position)
-        npy_start, content = npy_header(len(tokens), dtype), tokens.view(np.uint8).data
-        payload_bytes = len(npy_start) + len(content)
-        write(member_header(key + TOKENS_SUFFIX, payload_bytes))
-        payload_checksum = xxhash.xxh3_64(npy_start)
-        payload_checksum.update(content)
-        builder.add(written_bytes, len(tokens), payload_checksum.intdigest())
-        write(npy_start)
-        write(content)
-        metadata = metadata_json(name)
-        between = padding(payload_bytes)
-        write(between + member_header(key + METADATA_SUFFIX, len(metadata)) + metadata)
-        write(padding(len(metadata)))
-    write(END_OF_TAR)
-    return builder.finish(written_bytes, checksum.hexdigest())
+        payload = npy_header(len(tokens), dtype) + tokens.tobytes()
+        payload_bytes = len(payload)
+        builder.add(tar_bytes + BLOCK_BYTES, len(tokens), xxhash.xxh3_64_intdigest(payload))
+        pieces += (
+            member_header(key + TOKENS_SUFFIX, payload_bytes),
+            payload,
+            padding(payload_bytes),
+        )
+        tar_bytes += BLOCK_BYTES + whole_blocks(payload_bytes)
+        if name is not None:
+            metadata = metadata_json(name)
+            pieces += (
+                member_header(key + METADATA_SUFFIX, len(metadata)),
+                metadata,
+                padding(len(metadata)),
+            )
+            tar_bytes += BLOCK_BYTES + whole_blocks(len(metadata))
+        if tar_bytes - flushed_bytes >= _GATHERED_BYTES:
+            _flush(file, hasher, pieces)
+            flushed_bytes = tar_bytes
+    _flush(file, hasher, [*pieces, END_OF_TAR])
+    return builder.finish(hasher)
+
+
+def _flush(file: BinaryIO, hasher: BlockHasher, pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    pieces.clear()
+    file.write(data)
+    hasher.update(data)
 
 
 def finished_shard(folder: Path, number: int) -> ShardInfo | None:

@@ -1,19 +1,19 @@
 """The bytes of a shard: plain ustar headers, npy payloads, and a strict reader of both.
 
-A shard is a sequence of documents, each two members of an uncompressed tar: `KEY.tokens.npy`, a
-one-dimensional array of token ids, and `KEY.json`, an object with the document's name. Every byte
-follows from the content: no times, no owners, no extended headers. The reader accepts exactly what
-the writer writes, so it can neither be led to other files nor to code.
+A shard is a sequence of documents, each a member of an uncompressed tar: `KEY.tokens.npy`, a
+one-dimensional array of token ids. Where names are kept, `KEY.json` follows, an object with the
+document's name. Every byte follows from the content: no times, no owners, no extended headers. The
+reader accepts exactly what the writer writes, so it can neither be led to other files nor to code.
 
 Source of the layout: POSIX.1-1988 (ustar); the NumPy Enhancement Proposal 1 (npy version 1.0).
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,8 +31,19 @@ MAXIMUM_MEMBER_BYTES = 8**11 - 1
 TOKENS_SUFFIX = ".tokens.npy"
 METADATA_SUFFIX = ".json"
 
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 _CHECKSUM_OFFSET = 148
+# Magic and version 1.0, then how long the text is, with the line end behind it.
+_NPY_TEXT_BYTES = NPY_HEADER_BYTES - 11
+_NPY_START = b"\x93NUMPY\x01\x00" + struct.pack("<H", _NPY_TEXT_BYTES + 1)
+_NPY_TEXT = b"{'descr': '%s', 'fortran_order': False, 'shape': (%d,), }"
+# The parts of a header that are always the same: mode, owner, group; time; type, magic, device.
+_BEFORE_SIZE = b"0000444\0" + b"0000000\0" + b"0000000\0"
+_BEHIND_SIZE = b"\0" + b"00000000000\0"
+_BEHIND_CHECKSUM = (
+    b"0" + bytes(100) + b"ustar\0" + b"00" + bytes(64) + 2 * b"0000000\0" + bytes(167)
+)
+# While it is summed up, the checksum field itself holds spaces.
+_BLANK_SUM = sum(_BEFORE_SIZE + _BEHIND_SIZE + 8 * b" " + _BEHIND_CHECKSUM)
 
 
 def shard_stem(number: int) -> str:
@@ -62,26 +73,11 @@ def member_header(name: str, size_bytes: int) -> bytes:
         )
     encoded = name.encode("ascii")
     assert len(encoded) < 100, name
-    blank = _HEADER.pack(
-        encoded,
-        b"0000444\0",
-        b"0000000\0",
-        b"0000000\0",
-        b"%011o\0" % size_bytes,
-        b"00000000000\0",
-        b" " * 8,
-        b"0",
-        b"",
-        b"ustar\0",
-        b"00",
-        b"",
-        b"",
-        b"0000000\0",
-        b"0000000\0",
-        b"",
+    digits = b"%011o" % size_bytes
+    checksum = b"%06o\0 " % (_BLANK_SUM + sum(encoded) + sum(digits))
+    return b"".join(
+        (encoded.ljust(100, b"\0"), _BEFORE_SIZE, digits, _BEHIND_SIZE, checksum, _BEHIND_CHECKSUM)
     )
-    checksum = b"%06o\0 " % sum(blank)
-    return blank[:_CHECKSUM_OFFSET] + checksum + blank[_CHECKSUM_OFFSET + 8 :]
 
 
 def padding(size_bytes: int) -> bytes:
@@ -89,11 +85,15 @@ def padding(size_bytes: int) -> bytes:
     return bytes(-size_bytes % BLOCK_BYTES)
 
 
+def whole_blocks(size_bytes: int) -> int:
+    """Length of a member's content together with its padding."""
+    return size_bytes + -size_bytes % BLOCK_BYTES
+
+
 def npy_header(num_tokens: int, dtype: np.dtype[Any]) -> bytes:
     """The 128 bytes before the ids in a `.npy` file, equal to what `numpy.save` writes."""
-    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({num_tokens},), }}"
-    body = text.encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
+    text = _NPY_TEXT % (dtype.str.encode("ascii"), num_tokens)
+    return _NPY_START + text.ljust(_NPY_TEXT_BYTES) + b"\n"
 
 
 def tokens_from_npy(payload: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any] | None:
@@ -109,7 +109,7 @@ def tokens_from_npy(payload: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any] | 
 
 def metadata_json(name: str) -> bytes:
     """Content of a document's `.json` member."""
-    return json.dumps({"name": name}, ensure_ascii=True).encode("ascii")
+    return b'{"name": %s}' % encode_basestring_ascii(name).encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ class StoredDocument:
         key: Its key, from which both member names follow.
         offset_bytes: Where the `.npy` content begins in the shard.
         payload: The `.npy` content.
-        metadata: The `.json` content.
+        metadata: The `.json` content, or None where names are not kept.
     """
 
     key: str
     offset_bytes: int
     payload: bytes
-    metadata: bytes
+    metadata: bytes | None
 
 
 def scan_documents(file: BinaryIO, stem: str, tar_bytes: int) -> Iterator[StoredDocument]:
@@ -146,9 +146,9 @@ def scan_documents(file: BinaryIO, stem: str, tar_bytes: int) -> Iterator[Stored
     """
     offset_bytes = 0
     position = 0
+    header = file.read(BLOCK_BYTES)
     while True:
         key = document_key(stem, position)
-        header = file.read(BLOCK_BYTES)
         if header == END_OF_TAR[:BLOCK_BYTES]:
             rest = file.read(BLOCK_BYTES + 1)
             if rest != END_OF_TAR[:BLOCK_BYTES]:
@@ -157,10 +157,14 @@ def scan_documents(file: BinaryIO, stem: str, tar_bytes: int) -> Iterator[Stored
         offset_bytes += BLOCK_BYTES
         payload = _read_member(file, header, key + TOKENS_SUFFIX, key, tar_bytes)
         payload_offset_bytes = offset_bytes
-        offset_bytes += len(payload) + len(padding(len(payload))) + BLOCK_BYTES
+        offset_bytes += whole_blocks(len(payload))
         header = file.read(BLOCK_BYTES)
-        metadata = _read_member(file, header, key + METADATA_SUFFIX, key, tar_bytes)
-        offset_bytes += len(metadata) + len(padding(len(metadata)))
+        metadata = None
+        name = key + METADATA_SUFFIX
+        if header.startswith(name.encode("ascii") + b"\0"):
+            metadata = _read_member(file, header, name, key, tar_bytes)
+            offset_bytes += BLOCK_BYTES + whole_blocks(len(metadata))
+            header = file.read(BLOCK_BYTES)
         yield StoredDocument(key, payload_offset_bytes, payload, metadata)
         position += 1
 

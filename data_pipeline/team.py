@@ -1,7 +1,10 @@
 """The processes that work on one build: a single one, or those that an MPI launcher started.
 
-Messages are JSON, sent to and from rank 0 only. Waiting sleeps instead of spinning, so a process
-that is done leaves its core to the others. If any process fails, all of them end.
+Rank 0 hands out the tasks and works itself meanwhile. Each process is given neighbouring tasks one
+by one, so that it reads its own stretch of the corpus; one that is done takes over the second half
+of the longest stretch that is left. Messages are JSON, sent to and from rank 0 only. Waiting sleeps
+instead of spinning, so a process that waits leaves its core to the others. If any process fails,
+all of them end.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ import signal
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
+from data_pipeline.progress import Work
 
 # Each is set by a launcher for the processes it starts: MPICH and Intel MPI, Open MPI, PMIx (srun).
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -29,10 +34,10 @@ _LOCAL_SIZE_VARIABLES = (
 _PRESENCE_VARIABLES = (*_SIZE_VARIABLES, "PMI_RANK", "PMIX_RANK")
 
 _TAG = 1
-_POLL_SECONDS = 0.01
+_POLL_SECONDS = 0.002
 _REPORT_SECONDS = 0.2
 
-Report = Callable[[int], None]
+Report = Callable[[Work], None]
 
 
 class Team:
@@ -74,74 +79,38 @@ class Team:
     def run(
         self,
         work: Callable[[int, Report], Any],
-        owners: Sequence[int],
-        on_progress: Callable[[int], None],
+        costs: Sequence[int],
+        on_progress: Callable[[Work], None],
     ) -> list[Any]:
-        """Does tasks 0, 1, 2, ..., each on the process that owns it.
+        """Does tasks 0, 1, 2, ..., each on the process that comes to it first.
 
         Args:
-            work: Does the task of a number and returns a JSON value; meanwhile it may report
-                amounts that it has done.
-            owners: [tasks] rank of each task.
-            on_progress: Called on rank 0 with the amount reported by all so far.
+            work: Does the task of a number and returns a JSON value; meanwhile it reports often
+                what it has done, or on rank 0 the others wait for it.
+            costs: [tasks] about how much work each is.
+            on_progress: Called on rank 0 with what all have reported so far.
 
         Returns:
             On rank 0 the results of all tasks in order; elsewhere an empty list.
         """
-        mine = [task for task, owner in enumerate(owners) if owner == self.rank]
         if self.is_first:
-            return self._run_first(work, mine, len(owners), on_progress)
-        pending, last_seconds = 0, time.monotonic()
+            return _Foreman(self, work, costs, on_progress).run()
+        pending, last_seconds = Work(), time.monotonic()
 
-        def report(amount: int) -> None:
+        def report(done: Work) -> None:
             nonlocal pending, last_seconds
-            pending += amount
+            pending = pending.plus(done)
             if time.monotonic() - last_seconds > _REPORT_SECONDS:
-                self._send(0, {"amount": pending})
-                pending, last_seconds = 0, time.monotonic()
+                self._send(0, {"done": pending})
+                pending, last_seconds = Work(), time.monotonic()
 
-        for task in mine:
+        self._send(0, {"done": pending, "wants": True})
+        while (task := self._receive(0)) is not None:
             result = work(task, report)
-            self._send(0, {"amount": pending, "task": task, "result": result})
-            pending = 0
+            self._send(0, {"done": pending, "wants": True, "task": task, "result": result})
+            pending = Work()
         self._flush()
         return []
-
-    def _run_first(
-        self,
-        work: Callable[[int, Report], Any],
-        mine: list[int],
-        num_tasks: int,
-        on_progress: Callable[[int], None],
-    ) -> list[Any]:
-        results: dict[int, Any] = {}
-        total, last_seconds = 0, time.monotonic()
-
-        def add(message: dict[str, Any]) -> None:
-            nonlocal total
-            total += message["amount"]
-            if "task" in message:
-                results[message["task"]] = message["result"]
-
-        def report(amount: int) -> None:
-            nonlocal total, last_seconds
-            total += amount
-            if time.monotonic() - last_seconds > _REPORT_SECONDS:
-                for message in self._arrived():
-                    add(message)
-                on_progress(total)
-                last_seconds = time.monotonic()
-
-        for task in mine:
-            results[task] = work(task, report)
-            report(0)
-        while len(results) < num_tasks:
-            time.sleep(_POLL_SECONDS)
-            for message in self._arrived():
-                add(message)
-            report(0)
-        on_progress(total)
-        return [results[task] for task in range(num_tasks)]
 
     def _send(self, rank: int, value: Any) -> None:
         if self._communicator is None:
@@ -161,11 +130,17 @@ class Team:
             time.sleep(_POLL_SECONDS)
         return self._take(rank)
 
-    def _arrived(self) -> Iterator[Any]:
-        """Messages that are there now, those of any one rank in the order sent."""
-        for rank in range(1, self.size):
-            while self._communicator.Iprobe(rank, _TAG):
-                yield self._take(rank)
+    def _arrived(self) -> Iterator[tuple[int, Any]]:
+        """Ranks and messages that are there now, those of any one rank in the order sent."""
+        if self._communicator is None:
+            return
+        from mpi4py import MPI
+
+        # One question for all ranks: with hundreds of them, asking each would take rank 0's time.
+        status = MPI.Status()
+        while self._communicator.Iprobe(MPI.ANY_SOURCE, _TAG, status):
+            rank = status.Get_source()
+            yield rank, self._take(rank)
 
     def _take(self, rank: int) -> Any:
         from mpi4py import MPI
@@ -175,6 +150,87 @@ class Team:
         data = bytearray(status.Get_count(_byte_type()))
         self._communicator.Recv([data, _byte_type()], rank, _TAG)
         return json.loads(data)
+
+
+class _Foreman:
+    """Rank 0 while tasks are done: works, hands out, collects."""
+
+    def __init__(
+        self,
+        team: Team,
+        work: Callable[[int, Report], Any],
+        costs: Sequence[int],
+        on_progress: Callable[[Work], None],
+    ) -> None:
+        self._team = team
+        self._work = work
+        self._num_tasks = len(costs)
+        self._on_progress = on_progress
+        self._dealer = Dealer(costs, team.size)
+        self._results: dict[int, Any] = {}
+        self._working_ranks = team.size - 1
+        self._done = Work()
+        self._served_seconds = self._told_seconds = time.monotonic()
+
+    def run(self) -> list[Any]:
+        while (task := self._dealer.next(0)) is not None:
+            self._results[task] = self._work(task, self._report)
+            self._serve()
+        while self._working_ranks:
+            time.sleep(_POLL_SECONDS)
+            self._serve()
+        self._on_progress(self._done)
+        return [self._results[task] for task in range(self._num_tasks)]
+
+    def _report(self, done: Work) -> None:
+        self._done = self._done.plus(done)
+        if time.monotonic() - self._served_seconds > _POLL_SECONDS:
+            self._serve()
+
+    def _serve(self) -> None:
+        for rank, message in self._team._arrived():
+            self._done = self._done.plus(Work(*message["done"]))
+            if "task" in message:
+                self._results[message["task"]] = message["result"]
+            if message.get("wants"):
+                task = self._dealer.next(rank)
+                self._team._send(rank, task)
+                self._working_ranks -= task is None
+        self._served_seconds = time.monotonic()
+        if self._served_seconds - self._told_seconds > _REPORT_SECONDS:
+            self._on_progress(self._done)
+            self._told_seconds = self._served_seconds
+
+
+class Dealer:
+    """Decides who does which task next: neighbours of one's last task, then others' leftovers."""
+
+    def __init__(self, costs: Sequence[int], num_ranks: int) -> None:
+        """Deals nothing yet.
+
+        Args:
+            costs: [tasks] about how much work each is.
+            num_ranks: Number of processes.
+        """
+        self._costs = costs
+        self._runs: list[deque[int]] = [deque() for _ in range(num_ranks)]
+        for task, rank in enumerate(split_by_cost(costs, num_ranks)):
+            self._runs[rank].append(task)
+
+    def next(self, rank: int) -> int | None:
+        """The next task for a process, or None where none is left."""
+        if not self._runs[rank]:
+            longest = max(self._runs, key=lambda run: (sum(map(self._cost, run)), len(run)))
+            half, taken = sum(map(self._cost, longest)) / 2, 0
+            while longest and (not self._runs[rank] or taken + self._cost(longest[-1]) <= half):
+                task = longest.pop()
+                taken += self._cost(task)
+                self._runs[rank].appendleft(task)
+        return self._runs[rank].popleft() if self._runs[rank] else None
+
+    def _cost(self, task: int) -> int:
+        # Free tasks take their time too.
+        return self._costs[task] + 1
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import sentencepiece
 
 from data_pipeline.corpus import Document
 from data_pipeline.errors import DataError
+from data_pipeline.exact_scores import STEPS_PER_NAT
 from data_pipeline.files import (
     canonical_json,
     explaining,
@@ -23,7 +24,12 @@ from data_pipeline.files import (
     write_atomically,
 )
 from data_pipeline.progress import ProgressCallback
-from data_pipeline.segments import SEGMENT_PATTERN, iterate_segment_blocks
+from data_pipeline.segments import (
+    BLOCK_CHARACTERS,
+    SEGMENT_PATTERN,
+    iterate_chunks,
+    iterate_segments,
+)
 from data_pipeline.tokenizer_training import DEFAULT_SAMPLE_BYTES, train_model
 
 FORMAT_VERSION = 1
@@ -33,16 +39,15 @@ MANIFEST_FILE = "tokenizer_manifest.json"
 _PURPOSE = "the manifest of a tokenizer"
 _REMEDY = 'make the tokenizer again with "spade tokenizer train"'
 # What decides about ids. Facts of the training do not, and stay out of the fingerprint.
-_IDENTITY = (
-    "format_version",
+_COUNTS = (
     "piece_count",
     "sentinel_count",
     "vocab_size",
     "pad_token_id",
     "eos_token_id",
     "unk_token_id",
-    "segment_pattern",
 )
+_IDENTITY = ("format_version", *_COUNTS, "segment_pattern")
 
 
 class DocumentTokenizer:
@@ -72,6 +77,12 @@ class DocumentTokenizer:
                 f"the tokenizer has format version {manifest['format_version']!r}, this program "
                 f"reads {FORMAT_VERSION}; {_REMEDY}"
             )
+        for field in _COUNTS:
+            if type(manifest[field]) is not int or not 0 <= manifest[field] < 2**31:
+                raise DataError(
+                    f"{MANIFEST_FILE} says {field} {manifest[field]!r}, which is no number of ids; "
+                    f"{_REMEDY}"
+                )
         if manifest["segment_pattern"] != SEGMENT_PATTERN:
             raise DataError(
                 f"the tokenizer cuts documents by {manifest['segment_pattern']!r}, this program "
@@ -84,6 +95,8 @@ class DocumentTokenizer:
             )
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            # A piece that is no UTF-8 would otherwise end a run at some later text.
+            processor.id_to_piece(list(range(processor.piece_size())))
         except (RuntimeError, ValueError) as error:
             raise DataError(f"{MODEL_FILE} is no SentencePiece model; {_REMEDY}") from error
         found = {
@@ -141,6 +154,11 @@ class DocumentTokenizer:
         """Little-endian type that holds every id: two bytes up to 65,536 ids, else four."""
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
+    def covers(self, character: str) -> bool:
+        """Whether a character is in the vocabulary, not only its UTF-8 bytes."""
+        ids = self._processor.encode(character)
+        return not any(self._processor.is_byte(number) for number in ids)
+
     def sentinel_id(self, number: int) -> int:
         """Id of sentinel `number`, counted from 0 at the top of the vocabulary.
 
@@ -167,21 +185,53 @@ class DocumentTokenizer:
         Raises:
             DataError: If the text is no valid Unicode.
         """
-        parts = []
-        for segments in iterate_segment_blocks(text):
-            # Lines repeat, in code above all: each distinct one is encoded once.
-            distinct = list(dict.fromkeys(segments))
+        return self.encode_documents([text], num_threads=num_threads)[0][:-1]
+
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        *,
+        num_threads: int = 1,
+        after_block: Callable[[], None] | None = None,
+    ) -> list[npt.NDArray[Any]]:
+        """Token ids of several documents, each with an end-of-sequence id; the fast way.
+
+        Args:
+            texts: Whole documents.
+            num_threads: Threads to encode segments with; the ids do not depend on it.
+            after_block: Called now and then.
+
+        Returns:
+            An array [tokens] of `token_dtype` for each text.
+
+        Raises:
+            DataError: If a text is no valid Unicode.
+        """
+        end = np.array([self.eos_token_id], self.token_dtype)
+        parts: list[list[npt.NDArray[Any]]] = [[] for _ in texts]
+        for owners, chunks in _chunk_groups(texts, self._cut):
             try:
                 encoded = self._processor.encode(
-                    distinct, return_type="numpy", num_threads=num_threads
+                    chunks, return_type="numpy", num_threads=num_threads
                 )
             except (UnicodeEncodeError, TypeError) as error:
                 # A string that has no UTF-8 form is "no string" to SentencePiece.
                 raise DataError(f"cannot encode text with a lone surrogate ({error})") from error
-            ids = dict(zip(distinct, encoded, strict=True))
-            joined = np.concatenate([ids[segment] for segment in segments])
-            parts.append(joined.astype(self.token_dtype))
-        return np.concatenate(parts) if parts else np.empty(0, self.token_dtype)
+            for owner, ids in zip(owners, encoded, strict=True):
+                parts[owner].append(ids.astype(self.token_dtype))
+            if after_block is not None:
+                after_block()
+        return [np.concatenate([*some, end]) for some in parts]
+
+    @cached_property
+    def _cut(self) -> Callable[[str], Iterator[str]]:
+        """How documents are cut: in chunks where those give the ids of their segments."""
+        numbers = list(range(self.piece_count))
+        is_whole = not any("\n" in piece for piece in self._processor.id_to_piece(numbers))
+        scores = np.array(self._processor.get_score(numbers)) * STEPS_PER_NAT
+        if is_whole and np.array_equal(scores, np.round(scores)):
+            return iterate_chunks
+        return iterate_segments
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of token ids; sentinels come out as <extra_id_N>, padding and end as nothing.
@@ -208,6 +258,29 @@ class DocumentTokenizer:
         return "".join(parts)
 
 
+def _chunk_groups(
+    texts: Sequence[str], cut: Callable[[str], Iterator[str]]
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Cuts texts, and gathers what is cut in groups of bounded size.
+
+    Yields:
+        Numbers of the texts, and the chunks.
+    """
+    owners: list[int] = []
+    chunks: list[str] = []
+    characters = 0
+    for number, text in enumerate(texts):
+        for chunk in cut(text):
+            owners.append(number)
+            chunks.append(chunk)
+            characters += len(chunk)
+            if characters >= BLOCK_CHARACTERS:
+                yield owners, chunks
+                owners, chunks, characters = [], [], 0
+    if chunks:
+        yield owners, chunks
+
+
 def fingerprint_of(model: bytes, manifest: dict[str, Any]) -> str:
     """SHA-256, in hex, over the model and every manifest field that decides about ids."""
     identity = {field: manifest[field] for field in _IDENTITY}
@@ -222,6 +295,7 @@ def train_tokenizer(
     out: Path,
     sample_bytes: int = DEFAULT_SAMPLE_BYTES,
     seed: int = 0,
+    equal_inputs: bool = False,
     progress: ProgressCallback | None = None,
 ) -> DocumentTokenizer:
     """Trains a tokenizer and writes its folder.
@@ -237,6 +311,7 @@ def train_tokenizer(
         sample_bytes: Most text to train on, a megabyte taking about 1 s (prose) to 4 s (code); much
             larger vocabularies need more than the default.
         seed: Chooses the sample.
+        equal_inputs: Give every input the same share of the sample, instead of one by its size.
         progress: Told how many documents have been read, then that training goes on.
 
     Raises:
@@ -252,7 +327,12 @@ def train_tokenizer(
     # First, so that a folder that cannot be written is not found out after the training.
     make_folder(out)
     model, facts = train_model(
-        documents, vocab_size=vocab_size, sample_bytes=sample_bytes, seed=seed, progress=progress
+        documents,
+        vocab_size=vocab_size,
+        sample_bytes=sample_bytes,
+        seed=seed,
+        equal_inputs=equal_inputs,
+        progress=progress,
     )
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,

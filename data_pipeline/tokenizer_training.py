@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.exact_scores import with_exact_scores
 from data_pipeline.permutation import check_seed
 from data_pipeline.progress import Progress, ProgressCallback
-from data_pipeline.segments import SegmentSample
+from data_pipeline.segments import StratifiedSample
 
 # Three times as much makes 8,192 pieces only 0.3 % better (characters a token, Python sources).
 DEFAULT_SAMPLE_BYTES = 4 * 2**20
@@ -34,6 +35,7 @@ def train_model(
     vocab_size: int,
     sample_bytes: int,
     seed: int,
+    equal_inputs: bool,
     progress: ProgressCallback | None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Trains on a sample of the documents.
@@ -51,7 +53,7 @@ def train_model(
         )
     if sample_bytes < 1:
         raise DataError(f"sample_bytes must be at least 1, not {sample_bytes}")
-    sample = SegmentSample(sample_bytes, check_seed(seed))
+    sample = StratifiedSample(sample_bytes, check_seed(seed), is_equal=equal_inputs)
     num_documents = 0
     for document in documents:
         sample.add(document)
@@ -63,14 +65,13 @@ def train_model(
         raise DataError(
             f"no text to train a tokenizer on ({num_documents} documents): add documents"
         )
-    if progress is not None:
-        progress(Progress("train tokenizer", 0, None, "pieces"))
-    model = _train_in_thread(segments, vocab_size)
+    model = _train_in_thread(segments, vocab_size, progress)
     if progress is not None:
         progress(Progress("train tokenizer", vocab_size, vocab_size, "pieces"))
     facts = {
         "documents": num_documents,
-        "sample_bytes": sample.sample_bytes,
+        "sample_bytes": sum(len(segment.encode()) for segment in segments),
+        "sample_shares": "equal" if equal_inputs else "proportional",
         "sample_segments": len(segments),
         "seed": seed,
         "sentencepiece_version": sentencepiece.__version__,
@@ -79,7 +80,9 @@ def train_model(
     return model, facts
 
 
-def _train_in_thread(segments: list[str], vocab_size: int) -> bytes:
+def _train_in_thread(
+    segments: list[str], vocab_size: int, progress: ProgressCallback | None
+) -> bytes:
     """Trains beside the main thread, because only that one is reached by Ctrl-C."""
     writer = io.BytesIO()
     errors: list[Exception] = []
@@ -112,7 +115,12 @@ def _train_in_thread(segments: list[str], vocab_size: int) -> bytes:
 
     thread = threading.Thread(target=train, name="tokenizer training", daemon=True)
     thread.start()
+    started_seconds = time.monotonic()
     while thread.is_alive():
+        # SentencePiece does not say how far it is: a sign of life is all there is.
+        if progress is not None:
+            seconds = int(time.monotonic() - started_seconds)
+            progress(Progress("train tokenizer", seconds, None, "seconds"))
         thread.join(timeout=0.1)
     if errors:
         raise _explained(str(errors[0]), vocab_size, segments) from errors[0]

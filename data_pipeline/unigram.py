@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError
-from data_pipeline.objective import SpecialTokens
+from data_pipeline.objectives.batch import SpecialTokens
 from data_pipeline.permutation import IntegerArray
 from data_pipeline.progress import Progress, ProgressCallback
 from data_pipeline.stream import PretrainingStream
@@ -49,19 +49,12 @@ class UnigramBaseline:
             DataError: If nothing is left to average.
         """
         ids = np.asarray(labels).ravel()
-        is_text = self.is_text(ids)
+        is_text = self.vocab.is_text(ids)
         num_pieces = self.vocab.vocab_size - self.vocab.sentinel_count
         counts = self.counts[:num_pieces].copy()
         # Neither counted nor possible: -1 and the one that is added make zero.
-        counts[self.vocab.eos_token_id] = -1
+        counts[[self.vocab.eos_token_id, self.vocab.pad_token_id]] = -1
         return _mean_loss(counts, ids[is_text])
-
-    def is_text(self, ids: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-        """Which ids are neither sentinel nor end nor left out (negative); the same shape."""
-        num_pieces = self.vocab.vocab_size - self.vocab.sentinel_count
-        is_text: npt.NDArray[np.bool_]
-        is_text = (ids >= 0) & (ids < num_pieces) & (ids != self.vocab.eos_token_id)
-        return is_text
 
 
 def _mean_loss(counts: IntegerArray, ids: npt.NDArray[np.integer]) -> float:
@@ -86,12 +79,12 @@ def target_unigram(
     """
     if samples < 1:
         raise DataError(f"samples must be at least 1, not {samples}")
-    vocab = SpecialTokens.from_manifest(stream.manifest)
+    vocab = stream.vocabulary
     counts = np.zeros(vocab.vocab_size, dtype=np.int64)
     for first in range(0, samples, _SAMPLES_AT_A_TIME):
         last = min(samples, first + _SAMPLES_AT_A_TIME)
-        labels = stream.batch(np.arange(first, last)).labels
-        counts += np.bincount(labels.ravel(), minlength=vocab.vocab_size)
+        labels = stream.batch(np.arange(first, last)).masked_labels()
+        counts += np.bincount(labels[labels >= 0], minlength=vocab.vocab_size)
         if progress is not None:
             progress(Progress("count target tokens", last, samples, "samples"))
     return UnigramBaseline(counts, vocab)

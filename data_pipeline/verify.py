@@ -10,11 +10,12 @@ from typing import Any
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError
+from data_pipeline.foreign_verify import text_shard_problems
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.progress import Progress, ProgressCallback
 from data_pipeline.shard_index import ShardIndex, build_index, index_checksum
-from data_pipeline.shard_reader import OpenShard
-from data_pipeline.tar_format import StoredDocument
+from data_pipeline.shard_reader import document_problem
+from data_pipeline.tar_format import StoredDocument, document_key
 
 # Beyond so many damaged documents of one shard, their number says enough.
 _LISTED_DOCUMENTS = 20
@@ -92,6 +93,9 @@ def verify_dataset(folder: Path, progress: ProgressCallback | None = None) -> Ve
 
 
 def _verify_shard(folder: Path, info: ShardInfo, manifest: Manifest) -> list[Damage]:
+    if manifest.kind == "text":
+        found = text_shard_problems(folder, info)
+        return [Damage(info.file, *problem) for problem in found[:_LISTED_DOCUMENTS]]
     tar, index_path = folder / info.file, folder / info.index_file
     if not tar.is_file():
         return [Damage(info.file, None, "the shard is missing")]
@@ -139,7 +143,7 @@ class _DocumentChecker:
             reason = f"it does not end with id {self._manifest.eos_token_id}"
         elif int(tokens.max()) >= self._manifest.vocab_size:
             reason = f"it holds id {tokens.max()}, the vocabulary has {self._manifest.vocab_size}"
-        elif not _is_metadata(document.metadata):
+        elif document.metadata is not None and not _is_metadata(document.metadata):
             reason = "its .json member holds no name"
         if reason is not None and len(self.damages) < _LISTED_DOCUMENTS:
             self.damages.append(Damage(self._info.file, document.key, reason))
@@ -160,28 +164,23 @@ def _damaged_documents(
         return []
     index = ShardIndex.from_bytes(stored_index)
     try:
-        shard = OpenShard(folder, info, manifest.token_dtype, check_size=False)
-    except DataError as error:
-        return [Damage(info.file, None, str(error))]
-    try:
-        positions = [
-            position for position in range(index.documents) if not _is_intact(shard, position)
-        ]
-    finally:
-        shard.close()
+        with (folder / info.file).open("rb", buffering=0) as file:
+            positions = [
+                position
+                for position in range(index.documents)
+                if document_problem(file.fileno(), index, position) is not None
+            ]
+    except OSError as error:
+        return [Damage(info.file, None, f"it cannot be read ({error.strerror})")]
     damages = [
-        Damage(info.file, shard.key(position), "the ids are damaged (their checksum differs)")
+        Damage(
+            info.file,
+            document_key(info.stem, position),
+            "the ids are damaged (their checksum differs)",
+        )
         for position in positions[:_LISTED_DOCUMENTS]
     ]
     if len(positions) > _LISTED_DOCUMENTS:
         more = len(positions) - _LISTED_DOCUMENTS
         damages.append(Damage(info.file, None, f"{more} more documents are damaged"))
     return damages
-
-
-def _is_intact(shard: OpenShard, position: int) -> bool:
-    try:
-        shard.document(position)
-    except DataError:
-        return False
-    return True

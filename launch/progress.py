@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from launch.console import human_bytes, is_terminal, say
+from launch.console import human_bytes, human_seconds, is_terminal, say
 
 if TYPE_CHECKING:
     from data_pipeline.progress import Progress
 
 _LINE_SECONDS = 5.0
+# Rates are those of the last while, so that work found done at the start does not count for long.
+_RATE_SECONDS = 20.0
+_LEAST_RATE_SECONDS = 1.0
 
 
 class ProgressDisplay:
@@ -27,6 +31,7 @@ class ProgressDisplay:
         self._bar: Any = None
         self._task: Any = None
         self._said_at = time.monotonic()
+        self._recent: deque[tuple[float, Progress]] = deque()
 
     def __enter__(self) -> ProgressDisplay:
         if not self._silent and is_terminal():
@@ -55,7 +60,7 @@ class ProgressDisplay:
         """Shows one state."""
         if self._silent:
             return
-        amount = _amount(progress)
+        amount = ", ".join([_amount(progress), *self._rates(progress)])
         if self._bar is not None:
             if progress.stage != self._stage:
                 if self._task is not None:
@@ -70,6 +75,36 @@ class ProgressDisplay:
             self._said_at = time.monotonic()
             say(f"{progress.stage}: {amount}")
         self._stage = progress.stage
+
+    def _rates(self, progress: Progress) -> list[str]:
+        """Says how fast it goes and how long it will take, once enough has been seen."""
+        now = time.monotonic()
+        if self._recent and self._recent[-1][1].stage != progress.stage:
+            self._recent.clear()
+        self._recent.append((now, progress))
+        while len(self._recent) > 2 and now - self._recent[1][0] > _RATE_SECONDS:
+            self._recent.popleft()
+        since, first = self._recent[0]
+        seconds = now - since
+        if seconds < _LEAST_RATE_SECONDS:
+            return []
+        done = (progress.done - first.done) / seconds
+        rates = []
+        for name in ("documents", "tokens"):
+            rate = (getattr(progress, name) - getattr(first, name)) / seconds
+            if rate:
+                rates.append(f"{_count(rate)} {name}/s")
+        if progress.unit == "bytes":
+            rates.append(f"{done / 1e6:.1f} MB/s")
+        elif done and not rates:
+            rates.append(f"{_count(done)} {progress.unit}/s")
+        if progress.total is not None and done > 0:
+            rates.append(f"{human_seconds((progress.total - progress.done) / done)} left")
+        return rates
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number:,.0f}"
 
 
 def _amount(progress: Progress) -> str:

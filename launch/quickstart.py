@@ -175,7 +175,7 @@ class _Quickstart:
         from data_pipeline.corpus import find_files, write_standard_library_corpus
 
         if self._options.corpus:
-            files = [file.path for file in find_files(self._options.corpus)[0]]
+            files = [Path(file.location) for file in find_files(self._options.corpus)[0]]
             states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
             def look() -> dict[str, Any]:
@@ -202,9 +202,11 @@ class _Quickstart:
 
     def _tokenizer(self, corpus: Mapping[str, Any]) -> dict[str, Any]:
         folder = self._out / "tokenizer"
-        from pretrain.config import DataSettings
+        from data_pipeline.objectives.span_corruption import SpanCorruption
+        from pretrain.data_settings import DataSettings
 
-        objective = DataSettings(**self._settings["data"]).objective()
+        objective = DataSettings(**self._settings["data"]).make_objective()
+        assert isinstance(objective, SpanCorruption), "configs/quickstart.yaml says so"
         pieces = self._options.pieces
         # One of 128 ids more costs nothing, and a rounder vocabulary multiplies faster.
         sentinels = max(128, objective.spans)

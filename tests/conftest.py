@@ -72,6 +72,7 @@ def prose_data(prose_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         out / "built",
         heldout_fraction=0.1,
         shard_text_bytes=60_000,
+        keep_names=True,
     )
     return out / "built"
 

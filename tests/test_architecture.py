@@ -46,7 +46,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "data_pipeline": (
         {"numpy", "sentencepiece", "xxhash", "pyarrow", "webdataset"},
-        {"mpi4py", "pyarrow", "webdataset", "torch"},
+        {"mpi4py", "pyarrow", "webdataset", "torch", "zstandard", "matplotlib"},
     ),
     "pretrain": (
         {"torch", "numpy", "pydantic", "yaml", "rich", "psutil", "safetensors", "matplotlib"}

@@ -1,43 +1,47 @@
-"""``spade tokenizer train``."""
+"""``spade tokenizer train|inspect``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from launch.console import say
+from launch.console import print_json, printable, say, table
 from launch.progress import ProgressDisplay
 
 _FEWEST_PIECES = 512
+_SAMPLE_BYTES = 4 * 2**20
+_INPUT_HELP = (
+    "txt, jsonl, jsonl.gz, jsonl.zst, parquet; a folder, a quoted pattern (docs/**/*.txt), or a "
+    "URL (s3, gs, http, https, hf, file); repeatable."
+)
+_Inputs = Annotated[list[str], typer.Option("--input", help=_INPUT_HELP)]
+_Normalization = Annotated[
+    str, typer.Option(help="Unicode normal form, as for data build: none, nfc, nfkc.")
+]
 
 
 def register(application: typer.Typer) -> None:
     """Adds the group."""
     group = typer.Typer(
-        help="Train tokenizers.",
+        help="Train and examine tokenizers.",
         epilog="Example: spade tokenizer train --input documents/ --out tokenizer",
         no_args_is_help=True,
     )
-    group.callback()(_group)
     group.command(
         "train",
         epilog="Example: spade tokenizer train --input books.jsonl.gz --input notes/ "
         "--vocab-size 32000 --sentinels 256 --out tokenizer",
     )(train)
+    group.command(
+        "inspect", epilog="Example: spade tokenizer inspect tokenizer --input documents/"
+    )(inspect)
     application.add_typer(group, name="tokenizer")
 
 
-def _group() -> None:
-    """Keeps ``train`` a sub-command while it is the only one."""
-
-
 def train(
-    inputs: Annotated[
-        list[Path],
-        typer.Option("--input", help="txt, jsonl, jsonl.gz, parquet, or a folder; repeatable."),
-    ],
+    inputs: _Inputs,
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     vocab_size: Annotated[
         int, typer.Option(min=300, help="Pieces of the SentencePiece model.")
@@ -50,6 +54,17 @@ def train(
     heldout_fraction: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Documents left out, as data build does.")
     ] = 0.05,
+    normalization: _Normalization = "none",
+    sample_bytes: Annotated[
+        int, typer.Option(min=1, help="Most text to train on, sampled from all documents.")
+    ] = _SAMPLE_BYTES,
+    equal_inputs: Annotated[
+        bool,
+        typer.Option(
+            "--equal-inputs",
+            help="Give every --input the same share of the sample, instead of one by its size.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample that is trained on.")] = 0,
     allow_smaller: Annotated[
         bool,
@@ -66,6 +81,7 @@ def train(
     """
     from data_pipeline.corpus import is_heldout, iterate_documents
     from data_pipeline.errors import DataError
+    from data_pipeline.filters import TextRules
     from data_pipeline.tokenizer import train_tokenizer
 
     sizes = [vocab_size]
@@ -75,7 +91,12 @@ def train(
     for size in sizes:
         documents = (
             document
-            for document in iterate_documents(inputs, text_field=text_field, name_field=name_field)
+            for document in iterate_documents(
+                inputs,
+                text_field=text_field,
+                name_field=name_field,
+                rules=TextRules(normalization=normalization),
+            )
             if not is_heldout(document.name, heldout_fraction)
         )
         try:
@@ -85,7 +106,9 @@ def train(
                     vocab_size=size,
                     sentinels=sentinels,
                     out=out,
+                    sample_bytes=sample_bytes,
                     seed=seed,
+                    equal_inputs=equal_inputs,
                     progress=progress,
                 )
         except DataError as error:
@@ -100,3 +123,57 @@ def train(
         return
     assert first_error is not None, "there is at least one size"
     raise first_error
+
+
+def inspect(
+    tokenizer: Annotated[Path, typer.Argument(help="Folder of the tokenizer.")],
+    inputs: _Inputs,
+    text_field: Annotated[str, typer.Option(help="Field of the text in records.")] = "text",
+    name_field: Annotated[str, typer.Option(help="Field of the name in records.")] = "id",
+    normalization: _Normalization = "none",
+    input_bytes: Annotated[int, typer.Option(min=1, help="Text of each input to look at.")] = 16
+    * 2**20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how well a tokenizer suits a text: coverage, tokens a word, bytes a token, ids used."""
+    from data_pipeline.build_record import input_names
+    from data_pipeline.corpus import iterate_documents
+    from data_pipeline.filters import TextRules
+    from data_pipeline.tokenizer import DocumentTokenizer
+    from data_pipeline.tokenizer_inspect import inspect_tokenizer
+
+    documents = iterate_documents(
+        inputs,
+        text_field=text_field,
+        name_field=name_field,
+        rules=TextRules(normalization=normalization),
+    )
+    with ProgressDisplay(silent=as_json) as progress:
+        rows = inspect_tokenizer(
+            DocumentTokenizer.load(tokenizer),
+            documents,
+            input_names(inputs),
+            input_bytes=input_bytes,
+            progress=progress,
+        )
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("input", "documents", "text MB", "tokens", "bytes/token", "tokens/word")
+    table("", (*columns, "coverage", "ids used"), [_cells(row) for row in rows])
+    uncovered = " ".join(printable(character) for character in rows[-1]["uncovered"])
+    if uncovered:
+        say(f"characters written as bytes, commonest first: {uncovered}")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        printable(row["input"], limit=60),
+        f"{row['documents']:,}",
+        f"{row['text_bytes'] / 1e6:.1f}",
+        f"{row['tokens']:,}",
+        f"{row['bytes_per_token']:.2f}",
+        f"{row['tokens_per_word']:.2f}",
+        f"{row['coverage']:.4%}",
+        f"{row['ids_used']:,} ({row['ids_used_share']:.1%})",
+    )

@@ -38,7 +38,9 @@ def build(prose_corpus: Path, tokenizer: DocumentTokenizer, tmp_path: Path) -> C
         settings = {"heldout_fraction": 0.1, "shard_text_bytes": SHARD_TEXT_BYTES, **options}
         inputs = settings.pop("inputs", [prose_corpus])
         with_tokenizer = settings.pop("tokenizer", tokenizer)
-        return build_dataset(inputs, with_tokenizer, tmp_path / out, **settings)
+        return build_dataset(
+            inputs, with_tokenizer, tmp_path / out, **{"keep_names": True, **settings}
+        )
 
     return run
 
@@ -279,10 +281,29 @@ def test_a_large_vocabulary_takes_four_bytes(
 )
 def test_real_corpora_are_built(tmp_path: Path, tokenizer: DocumentTokenizer) -> None:
     inputs = [SHARED / "data" / name / "docs.jsonl.gz" for name in ("sotu", "pd_books", "peps")]
-    summary = build_dataset(inputs, tokenizer, tmp_path / "real", shard_text_bytes=2**20)
+    summary = build_dataset(
+        inputs, tokenizer, tmp_path / "real", shard_text_bytes=2**20, keep_names=True
+    )
     assert summary.heldout is not None
     assert summary.train.documents + summary.heldout.documents == 249 + 49 + 701
     documents = {d.name: d.text for d in iterate_documents(inputs)}
     for document in list(iterate_shard_tokens(tmp_path / "real" / "heldout"))[:10]:
         text = tokenizer.decode(document.tokens)
         assert text == documents[document.name].replace("\u2581", " ")
+
+
+def test_names_are_kept_only_where_asked(build: Callable[..., Any], tmp_path: Path) -> None:
+    """Without them a document is one member; ids, counts and reading are the same."""
+    build("with")
+    build("without", keep_names=False)
+    named = list(iterate_shard_tokens(tmp_path / "with" / "train"))
+    bare = list(iterate_shard_tokens(tmp_path / "without" / "train"))
+    assert [d.tokens.tolist() for d in named] == [d.tokens.tolist() for d in bare]
+    assert all(document.name == document.key for document in bare)
+    assert not any(document.name == document.key for document in named)
+    assert verify_dataset(tmp_path / "without" / "train").is_sound
+    sizes = [
+        sum(path.stat().st_size for path in (tmp_path / out / "train").glob("*.tar"))
+        for out in ("with", "without")
+    ]
+    assert sizes[0] - sizes[1] >= 1024 * len(named)

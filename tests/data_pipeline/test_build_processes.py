@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -26,14 +27,14 @@ MPIEXEC = Path(sys.executable).with_name("mpiexec")
 RANK = """
 import json, os, sys
 from pathlib import Path
-from data_pipeline import build, shard_writer
+from data_pipeline import build, shard_building
 from data_pipeline.tokenizer import DocumentTokenizer
 arguments = json.loads(sys.argv[1])
 rank = int(os.environ.get("PMI_RANK", 0))
 if arguments.get("fail_rank") == rank:
     def fail(*rest):
         raise {"data": build.DataError("no luck"), "bug": RuntimeError("a bug")}[arguments["kind"]]
-    build.write_shard = fail
+    shard_building.write_shard = fail
 try:
     summary = build.build_dataset(
         [Path(path) for path in arguments["inputs"]],
@@ -45,8 +46,8 @@ try:
 except build.DataError as error:
     sys.exit(f"error: {error}")
 facts = (rank, summary.train.fingerprint, summary.shards_written, summary.shards_kept)
-# One argument: the ranks share one pipe, and print writes each argument by itself.
-print(" ".join(map(str, facts)), flush=True)
+# Not printed: the ranks share one pipe, and a launcher may mix their lines.
+Path(arguments["out"] + f".facts{rank}").write_text(json.dumps(facts))
 """
 
 # The same, but slow enough to be interrupted at a chosen moment.
@@ -55,15 +56,34 @@ SLOW_RANK = RANK.replace(
     """
 import time
 Path(arguments["out"] + f".pid{rank}").write_text(str(os.getpid()))
-write_shard = build.write_shard
+write_shard = shard_building.write_shard
 def slowly(documents):
     for document in documents:
         time.sleep(0.01)
         yield document
-build.write_shard = lambda a, b, documents, c: write_shard(a, b, slowly(documents), c)
+shard_building.write_shard = lambda a, b, documents, c: write_shard(a, b, slowly(documents), c)
 try:
 """,
 )
+
+# One rank crawls; each says how many shards it has written.
+UNEVEN_RANK = RANK.replace(
+    "try:\n",
+    """
+import time
+write_shard, made = shard_building.write_shard, []
+def crawl(documents):
+    for document in documents:
+        time.sleep(0.1 if rank == arguments["slow_rank"] else 0)
+        yield document
+def counted(folder, number, documents, dtype):
+    made.append(number)
+    return write_shard(folder, number, crawl(documents), dtype)
+shard_building.write_shard = counted
+try:
+""",
+    1,
+).replace("facts = (rank,", "facts = (rank, len(made),")
 
 
 @pytest.fixture
@@ -84,6 +104,16 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def facts_of(build_options: dict[str, Any]) -> list[list[Any]]:
+    """What each rank of the last run has said, in order; heard once."""
+    out = Path(build_options["out"])
+    paths = sorted(out.parent.glob(f"{out.name}.facts*"))
+    facts = [json.loads(path.read_text()) for path in paths]
+    for path in paths:
+        path.unlink()
+    return facts
 
 
 def command(build_options: dict[str, Any], ranks: int | None = None) -> list[str]:
@@ -151,14 +181,13 @@ class TestUnderMpi:
     ) -> None:
         run = subprocess.run(command(options, ranks), capture_output=True, text=True, timeout=120)
         assert run.returncode == 0, run.stderr
-        lines = sorted(run.stdout.splitlines())
-        expected = f"{reference.train.fingerprint} {reference.shards_written} 0"
-        assert lines == [f"{rank} {expected}" for rank in range(ranks)]
+        expected = [reference.train.fingerprint, reference.shards_written, 0]
+        assert facts_of(options) == [[rank, *expected] for rank in range(ranks)]
         assert tree(tmp_path / "mpi") == tree(tmp_path / "reference")
-        again = subprocess.run(
-            command(options, 4 - ranks), capture_output=True, text=True, timeout=120
-        )
-        assert f"0 {reference.train.fingerprint} 0 {reference.shards_written}" in again.stdout
+        subprocess.run(command(options, 4 - ranks), capture_output=True, timeout=120, check=True)
+        assert facts_of(options)[0] == [
+            *(0, reference.train.fingerprint, 0, reference.shards_written)
+        ]
 
     @pytest.mark.parametrize("seed", range(4))
     def test_killed_at_any_moment_it_goes_on(
@@ -187,9 +216,67 @@ class TestUnderMpi:
             command(options, 1 + seed % 3), capture_output=True, text=True, timeout=120
         )
         assert run.returncode == 0, run.stderr
-        assert int(run.stdout.splitlines()[0].split()[-1]) == len(finished)
+        assert facts_of(options)[0][-1] == len(finished)
         assert {path: path.stat().st_mtime_ns for path in finished} == finished
         assert tree(out) == tree(tmp_path / "reference")
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_killed_again_and_again_from_the_first_moment_on(
+        self, reference: BuildSummary, options: dict[str, Any], tmp_path: Path, seed: int
+    ) -> None:
+        """Any rank, at any time: while it starts, scans, plans, writes."""
+        choose = random.Random(seed)
+        out = Path(options["out"])
+        for _ in range(4):
+            ranks = choose.choice((2, 3))
+            for path in tmp_path.glob("mpi.pid*"):
+                path.unlink()
+            launched = subprocess.Popen(
+                [
+                    *(str(MPIEXEC), "-n", str(ranks), sys.executable, "-c", SLOW_RANK),
+                    json.dumps(options),
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            pid_file = Path(f"{out}.pid{choose.randrange(ranks)}")
+            deadline = time.monotonic() + 60
+            while not (pid_file.exists() and pid_file.read_text()):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(choose.random() * 0.6)
+            # It may have ended by itself.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid_file.read_text()), signal.SIGKILL)
+            launched.wait(timeout=60)
+            # Nothing half-written stands under a final name.
+            finished = {name: data for name, data in tree(out).items() if name.endswith(".tar")}
+            assert finished.items() <= tree(tmp_path / "reference").items()
+        run = subprocess.run(
+            command(options, 1 + seed % 3), capture_output=True, text=True, timeout=120
+        )
+        assert run.returncode == 0, run.stderr
+        assert tree(out) == tree(tmp_path / "reference")
+
+    @pytest.mark.parametrize("slow_rank", [0, 1])
+    def test_others_take_the_work_of_a_slow_rank(
+        self, reference: BuildSummary, options: dict[str, Any], tmp_path: Path, slow_rank: int
+    ) -> None:
+        run = subprocess.run(
+            [
+                *(str(MPIEXEC), "-n", "2", sys.executable, "-c", UNEVEN_RANK),
+                json.dumps({**options, "slow_rank": slow_rank}),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        made = {rank: count for rank, count, *_ in facts_of(options)}
+        assert sum(made.values()) == reference.shards_written
+        # An even share would be a half.
+        assert made[slow_rank] <= reference.shards_written / 3
+        assert tree(tmp_path / "mpi") == tree(tmp_path / "reference")
 
     def test_an_interrupt_ends_all_without_a_traceback(self, options: dict[str, Any]) -> None:
         launched = subprocess.Popen(

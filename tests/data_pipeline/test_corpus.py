@@ -24,8 +24,9 @@ from data_pipeline.corpus import (
     iterate_documents,
     write_standard_library_corpus,
 )
-from data_pipeline.corpus_files import CorpusFile, read_records, utf8_bytes
+from data_pipeline.corpus_files import CorpusFile, read_records
 from data_pipeline.errors import DataError
+from data_pipeline.utf8 import utf8_bytes
 
 SHARED = Path(os.environ.get("SPADE_SHARED", Path(__file__).parents[3] / "shared"))
 DOCUMENTS = [

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from streams import open_stream, stream_settings
 
-from data_pipeline.batch_loader import BatchLoader
+from data_pipeline import shard_reader
+from data_pipeline.batch_loader import BatchLoader, Stripes
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.objective import SpanCorruption
+from data_pipeline.objectives.span_corruption import SpanCorruption
 from data_pipeline.stream import PretrainingStream
 from data_pipeline.tokenizer import DocumentTokenizer
-
-OBJECTIVE = SpanCorruption(64)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,15 @@ def train(prose_data: Path) -> Path:
     return prose_data / "train"
 
 
-@pytest.fixture(scope="module")
-def stream(train: Path) -> PretrainingStream:
-    return PretrainingStream(train, OBJECTIVE, seed=5)
+def read_everything(stream: PretrainingStream) -> np.ndarray:
+    """All windows of an epoch."""
+    return stream.read(stream.locate(np.arange(stream.samples_per_epoch["a"]))).tokens
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage stays: nothing is gained by waiting before reading it again."""
+    monkeypatch.setattr(shard_reader, "_RETRY_SECONDS", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -40,12 +46,12 @@ def copy(train: Path, tmp_path: Path) -> Path:
     return tmp_path / "train"
 
 
-def test_damage_reaches_the_consumer_of_a_loader(copy: Path) -> None:
-    stream = PretrainingStream(copy, OBJECTIVE, seed=0)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damage_reaches_the_consumer_of_a_loader(copy: Path, workers: int) -> None:
     for path in copy.glob("*.tar"):
         path.write_bytes(bytes(path.stat().st_size))
-    options = {"global_batch_size": 4, "micro_batch_size": 4, "rank": 0, "world_size": 1}
-    with BatchLoader(stream, **options) as loader:
+    stripes = Stripes(global_batch_size=4, micro_batch_size=4, rank=0, world_size=1)
+    with BatchLoader(stream_settings(copy), stripes, workers=workers) as loader:
         for _ in range(2):
             with pytest.raises(DataError, match=r"shard-00000\d.tar: document shard-.* damaged"):
                 next(loader)
@@ -63,55 +69,47 @@ def test_a_flipped_byte_is_found_and_named(copy: Path) -> None:
         place = member.offset_data + choose.randrange(member.size)
         flipped = bytes([sound[place] ^ choose.randrange(1, 256)])
         path.write_bytes(sound[:place] + flipped + sound[place + 1 :])
-        stream = PretrainingStream(copy, OBJECTIVE, seed=0)
+        stream = open_stream(copy)
         key = member.name.removesuffix(".tokens.npy")
         with pytest.raises(DataError, match=rf"{info.file}: document {key} is damaged .*verify"):
-            stream.windows(np.arange(stream.samples_per_epoch))
+            read_everything(stream)
         stream.close()
         path.write_bytes(sound)
-    sound_stream = PretrainingStream(copy, OBJECTIVE, seed=0)
-    sound_stream.windows(np.arange(sound_stream.samples_per_epoch))
+    sound_stream = open_stream(copy)
+    read_everything(sound_stream)
 
 
 def test_damage_after_opening_is_found_too(copy: Path) -> None:
-    stream = PretrainingStream(copy, OBJECTIVE, seed=0)
-    stream.windows(np.arange(4))
-    info = stream.manifest.shards[0]
+    stream = open_stream(copy)
+    read_everything(stream)
+    info = stream.manifests["a"].shards[0]
     os.truncate(copy / info.file, info.size_bytes // 2)
     with pytest.raises(DataError, match=rf"{info.file}.*damaged"):
-        stream.windows(np.arange(stream.samples_per_epoch))
+        read_everything(stream)
 
 
 def test_what_is_missing_or_cut_off_is_found_when_opening(copy: Path) -> None:
     info = Manifest.load(copy).shards[1]
-    path, index = copy / info.file, copy / info.index_file
-    sound, sound_index = path.read_bytes(), index.read_bytes()
+    path = copy / info.file
+    sound = path.read_bytes()
 
     path.write_bytes(sound[:-512])
     with pytest.raises(DataError, match=rf"{info.file} is damaged: it has \d+ bytes, the manifest"):
-        PretrainingStream(copy, OBJECTIVE, seed=0)
+        open_stream(copy).check_files()
     path.unlink()
     with pytest.raises(DataError, match=rf"{info.file} is missing, though the manifest lists it"):
-        PretrainingStream(copy, OBJECTIVE, seed=0)
+        open_stream(copy).check_files()
     path.write_bytes(sound)
-
-    for damaged in (sound_index[:-1], b"", sound_index[:60] + b"\xff" + sound_index[61:]):
-        index.write_bytes(damaged)
-        stream = PretrainingStream(copy, OBJECTIVE, seed=0)
-        with pytest.raises(DataError, match=rf"{info.index_file} is damaged .*remove it"):
-            stream.windows(np.arange(stream.samples_per_epoch))
 
     (copy / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"manifest.json is missing: .*spade data build"):
-        PretrainingStream(copy, OBJECTIVE, seed=0)
+        open_stream(copy)
 
 
-def test_a_lost_index_is_made_anew(copy: Path, stream: PretrainingStream) -> None:
+def test_a_lost_index_is_made_anew(copy: Path, train: Path) -> None:
     for path in copy.glob("*.idx"):
         path.unlink()
-    again = PretrainingStream(copy, OBJECTIVE, seed=5)
-    samples = np.arange(stream.samples_per_epoch)
-    assert np.array_equal(again.windows(samples), stream.windows(samples))
+    assert np.array_equal(read_everything(open_stream(copy)), read_everything(open_stream(train)))
     assert not list(copy.glob("*.idx"))
 
 
@@ -121,9 +119,9 @@ def test_damage_shows_when_a_lost_index_is_made_anew(copy: Path) -> None:
     data = bytearray((copy / info.file).read_bytes())
     data[800] ^= 1
     (copy / info.file).write_bytes(data)
-    stream = PretrainingStream(copy, OBJECTIVE, seed=0)
-    with pytest.raises(DataError, match=rf"{info.file}.* is damaged"):
-        stream.windows(np.arange(stream.samples_per_epoch))
+    stream = open_stream(copy)
+    with pytest.raises(DataError, match=rf"is missing or damaged, and so is {info.file}"):
+        read_everything(stream)
 
 
 def change_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -160,7 +158,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 ) -> None:
     change_manifest(copy, change)
     with pytest.raises(DataError, match=r"manifest\.json .*spade data build"):
-        PretrainingStream(copy, OBJECTIVE, seed=0)
+        open_stream(copy)
 
 
 def test_a_manifest_that_contradicts_the_index_is_refused(copy: Path) -> None:
@@ -169,9 +167,9 @@ def test_a_manifest_that_contradicts_the_index_is_refused(copy: Path) -> None:
         value["tokens"] += 1
 
     change_manifest(copy, change)
-    stream = PretrainingStream(copy, OBJECTIVE, seed=0)
+    stream = open_stream(copy)
     with pytest.raises(DataError, match="and the manifest contradict each other"):
-        stream.windows(np.arange(stream.samples_per_epoch))
+        read_everything(stream)
 
 
 def test_another_tokenizer_is_refused(copy: Path, prose_data: Path) -> None:
@@ -183,7 +181,6 @@ def test_another_tokenizer_is_refused(copy: Path, prose_data: Path) -> None:
 
 def test_ids_beyond_the_vocabulary_are_never_handed_out(copy: Path) -> None:
     change_manifest(copy, lambda value: value.update(vocab_size=300, piece_count=290))
-    objective = SpanCorruption(24)
-    stream = PretrainingStream(copy, objective, seed=0)
-    with pytest.raises(DataError, match=r"holds id \d+, but the vocabulary has 300"):
-        stream.batch(np.arange(stream.samples_per_epoch))
+    stream = open_stream(copy, objective=SpanCorruption(24))
+    with pytest.raises(DataError, match=r"hold id \d+, but the vocabulary has 300"):
+        read_everything(stream)

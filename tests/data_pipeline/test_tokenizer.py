@@ -22,7 +22,10 @@ from data_pipeline.segments import (
     SEGMENT_CHARACTERS,
     SEGMENT_PATTERN,
     SegmentSample,
+    StratifiedSample,
+    iterate_chunks,
     iterate_segment_blocks,
+    level_shares,
 )
 from data_pipeline.tokenizer import DocumentTokenizer, train_tokenizer
 
@@ -100,6 +103,44 @@ def test_ids_of_a_line_do_not_depend_on_other_lines(
     parts = [tokenizer.encode(line + "\n") for line in lines]
     whole = tokenizer.encode("".join(line + "\n" for line in lines))
     assert whole.tolist() == [int(number) for part in parts for number in part]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.text(st.characters(codec="utf-8"), max_size=30),
+            st.sampled_from(["\n", "\r\n", "\n\n", " lorem ipsum"]),
+            st.builds(
+                lambda word, count: word * count,
+                st.sampled_from(["x", "lo re ", "é\n", "word word word\n"]),
+                st.integers(1, 4000),
+            ),
+        ),
+        max_size=10,
+    )
+)
+def test_chunks_give_the_ids_of_their_segments(
+    tokenizer: DocumentTokenizer, parts: list[str]
+) -> None:
+    text = "".join(parts)
+    chunks = list(iterate_chunks(text))
+    assert "".join(chunks) == text
+    assert all(0 < len(chunk) <= SEGMENT_CHARACTERS for chunk in chunks)
+    segments = re.findall(SEGMENT_PATTERN, text)
+    expected = [int(n) for segment in segments for n in tokenizer._processor.encode(segment)]
+    assert tokenizer.encode(text).tolist() == expected
+
+
+def test_documents_are_encoded_together_as_they_are_alone(tokenizer: DocumentTokenizer) -> None:
+    blocks: list[None] = []
+    together = tokenizer.encode_documents(
+        [*NASTY_TEXTS, "long " * 200_000, "end"], after_block=lambda: blocks.append(None)
+    )
+    for text, ids in zip([*NASTY_TEXTS, "long " * 200_000, "end"], together, strict=True):
+        assert ids.dtype == tokenizer.token_dtype
+        assert ids.tolist() == [*tokenizer.encode(text).tolist(), tokenizer.eos_token_id]
+    assert len(blocks) > 3
 
 
 def test_a_long_line_is_encoded_piece_by_piece(
@@ -181,6 +222,59 @@ def test_the_sample_is_bounded_spread_and_independent_of_order(documents: list[D
     assert touched > 100
     everything = sample(2**40, documents)
     assert len(everything) == sum(document.text.count("\n") + 1 for document in documents)
+
+
+def test_a_giant_document_does_not_drown_the_others(documents: list[Document]) -> None:
+    giant = Document("giant", "\n".join(f"giant line {number}" for number in range(100_000)))
+
+    def giant_share(which: list[Document], limit_bytes: int) -> float:
+        sample = SegmentSample(limit_bytes, 0, document_bytes=2000)
+        for document in which:
+            sample.add(document)
+        lines = sample.segments()
+        assert sample.sample_bytes > 0.9 * limit_bytes
+        return sum(len(line) for line in lines if line.startswith("giant")) / sample.sample_bytes
+
+    total_bytes = sum(len(document.text) for document in documents)
+    assert total_bytes > 100_000
+    assert giant_share([*documents, giant], 60_000) < 0.06
+    assert giant_share([giant, *documents], 60_000) < 0.06
+    # Where the others leave room, there is as much of it as fits.
+    assert giant_share([giant, *documents], total_bytes + 500_000) > 0.5
+    assert giant_share([giant], 60_000) == 1
+
+
+def test_inputs_have_shares_by_size_or_equal_ones(documents: list[Document]) -> None:
+    small = [
+        Document(f"small {n}", "\n".join(f"small {n} {line}" for line in range(300)), 1)
+        for n in range(8)
+    ]
+    sizes = [sum(len(d.text) for d in some) for some in (documents, small)]
+    assert sizes[0] > 5 * sizes[1] / 2
+
+    def small_share(limit_bytes: int, *, is_equal: bool) -> float:
+        sample = StratifiedSample(limit_bytes, 0, is_equal=is_equal)
+        for document in [*documents, *small]:
+            sample.add(document)
+        lines = sample.segments()
+        total = sum(len(line.encode()) for line in lines)
+        assert 0.9 * limit_bytes < total <= limit_bytes
+        return sum(len(line) for line in lines if line.startswith("small")) / total
+
+    by_size = sizes[1] / sum(sizes)
+    assert small_share(40_000, is_equal=False) == pytest.approx(by_size, abs=0.08)
+    assert small_share(40_000, is_equal=True) == pytest.approx(0.5, abs=0.05)
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), total=st.integers(0, 300))
+def test_shares_are_level(sizes: list[int], total: int) -> None:
+    shares = level_shares(sizes, total)
+    assert sum(shares) <= min(total, sum(sizes))
+    assert sum(shares) > min(total, sum(sizes)) - len(sizes)
+    assert all(share <= size for share, size in zip(shares, sizes, strict=True))
+    # Nobody has less than another unless there is no more of it.
+    for share, size in zip(shares, sizes, strict=True):
+        assert share == size or share >= max(shares) - 1
 
 
 def test_texts_that_do_not_suit_the_vocabulary_are_explained(tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from streams import open_stream
 
 from data_pipeline.errors import DataError
 from data_pipeline.inspect import describe_dataset, iterate_shard_tokens
 from data_pipeline.manifest import Manifest
-from data_pipeline.objective import SpanCorruption, SpecialTokens
+from data_pipeline.objectives.batch import SpecialTokens
 from data_pipeline.progress import Progress
 from data_pipeline.shard_index import build_index, index_checksum
 from data_pipeline.shard_writer import write_shard
-from data_pipeline.stream import PretrainingStream
 from data_pipeline.unigram import UnigramBaseline, target_unigram
 from data_pipeline.verify import verify_dataset
 
@@ -148,9 +148,9 @@ def test_forged_shards_run_nothing_and_are_refused(copy: Path, tmp_path: Path) -
         assert not verify_dataset(copy).is_sound
         with pytest.raises(DataError):
             list(iterate_shard_tokens(copy))
-        stream = PretrainingStream(copy, SpanCorruption(64), seed=0)
+        stream = open_stream(copy)
         with pytest.raises(DataError):
-            stream.batch(np.arange(stream.samples_per_epoch))
+            stream.batch(np.arange(stream.samples_per_epoch["a"]))
     assert not marker.exists()
     assert not Path("marker").exists()
 
@@ -213,9 +213,9 @@ def test_a_description_is_json_and_true(prose_data: Path) -> None:
 
 
 def test_the_unigram_baseline_counts_targets(prose_data: Path) -> None:
-    stream = PretrainingStream(prose_data / "train", SpanCorruption(64), seed=0)
+    stream = open_stream(prose_data / "train")
     baseline = target_unigram(stream, 100)
-    labels = stream.batch(np.arange(100)).labels
+    labels = stream.batch(np.arange(100)).masked_labels()
     assert baseline.counts.sum() == labels.size
     ids, counts = np.unique(labels, return_counts=True)
     assert np.array_equal(baseline.counts[ids], counts)
@@ -223,22 +223,22 @@ def test_the_unigram_baseline_counts_targets(prose_data: Path) -> None:
     expected = -np.log(smoothed[labels] / smoothed.sum()).mean()
     assert baseline.loss(labels) == pytest.approx(expected, rel=1e-12)
     assert baseline.loss(np.where(labels == 1, -100, labels)) != baseline.loss(labels)
-    text = labels[(labels > 1) & (labels < stream.manifest.piece_count)]
+    text = labels[(labels > 1) & (labels < stream.manifests["a"].piece_count)]
     assert baseline.text_loss(labels) == baseline.text_loss(text)
     # Without targets that a model knows by their place, the text is harder.
     assert baseline.loss(labels) < baseline.text_loss(labels)
 
 
 def test_the_unigram_losses_by_hand() -> None:
-    vocab = SpecialTokens(vocab_size=8, sentinel_count=2, eos_token_id=1)
+    vocab = SpecialTokens(vocab_size=8, sentinel_count=2, eos_token_id=1, pad_token_id=0)
     baseline = UnigramBaseline(np.array([0, 5, 0, 3, 1, 0, 2, 4]), vocab)
     assert baseline.loss([3]) == pytest.approx(math.log(23 / 4))
     assert baseline.loss([[7, -100], [1, 5]]) == pytest.approx(
         (math.log(23 / 5) + math.log(23 / 6) + math.log(23)) / 3
     )
-    # Text are ids 0, 2, 3, 4, 5 with counts 0, 0, 3, 1, 0 and one added to each.
-    assert baseline.text_loss([3, 1, 7, 6, -100]) == pytest.approx(math.log(9 / 4))
-    probabilities = np.exp([-baseline.text_loss([token]) for token in (0, 2, 3, 4, 5)])
+    # Text are ids 2, 3, 4, 5 with counts 0, 3, 1, 0 and one added to each.
+    assert baseline.text_loss([3, 1, 7, 6, 0, -100]) == pytest.approx(math.log(8 / 4))
+    probabilities = np.exp([-baseline.text_loss([token]) for token in (2, 3, 4, 5)])
     assert probabilities.sum() == pytest.approx(1)
     for nothing in ([], [-100]):
         with pytest.raises(DataError, match="no labels"):
@@ -248,6 +248,6 @@ def test_the_unigram_losses_by_hand() -> None:
 
 
 def test_a_baseline_needs_samples(prose_data: Path) -> None:
-    stream = PretrainingStream(prose_data / "train", SpanCorruption(64), seed=0)
+    stream = open_stream(prose_data / "train")
     with pytest.raises(DataError, match="samples must be at least 1"):
         target_unigram(stream, 0)
