@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from data_pipeline.batch_loader import BatchLoader
-from data_pipeline.stream import PretrainingStream
+from data_pipeline.batch_loader import BatchLoader, Stripes
+from data_pipeline.quarantine import QuarantineEntry
+from data_pipeline.stream import PretrainingStream, StreamSettings
 from data_pipeline.unigram import target_unigram
 from pretrain.checkpoint import Position, find_resumable, load_checkpoint
 from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest
@@ -58,23 +60,19 @@ def assemble_trainer(
     """
     first = ranks.rank == 0
     folder = RunFolder(config.run_path)
-    objective = config.data.objective()
-    stream = PretrainingStream(config.data.train, objective, seed=config.train.seed)
-    heldout = PretrainingStream(config.data.heldout, objective, seed=config.train.seed)
     data_fingerprints = fingerprints(config)
-    evaluation = HeldoutEvaluation(
-        heldout,
-        samples=config.evaluation.samples,
-        micro_batch_size=config.train.micro_batch_size,
-        baseline=target_unigram(stream, UNIGRAM_SAMPLES),
-        first_sentinel_id=stream.manifest.piece_count,
-        ranks=ranks,
-        device=device,
-    )
-
     checkpoint = _agreed_checkpoint(folder, ranks, device, logger)
+    quarantined: list[dict[str, Any]] = []
     if checkpoint is not None:
         _check_resumable(config, folder, checkpoint, data_fingerprints, fresh=fresh)
+        path = folder.checkpoints / folder_name(checkpoint)
+        quarantined = list(read_manifest(path)["quarantined"])
+    settings = config.data.stream_settings(
+        config.train.seed, tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
+    )
+    objective = settings.objective
+    evaluation = _evaluation(config, settings, ranks, device)
+
     torch.manual_seed(config.train.seed)  # the same initial weights on every rank
     model = SpadeForSeq2Seq(config.model)
     model.set_activation_checkpointing(config.train.activation_checkpointing)
@@ -104,12 +102,15 @@ def assemble_trainer(
         config=config,
         engine=engine,
         loader=BatchLoader(
-            stream,
-            global_batch_size=config.train.global_batch_size,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            start_step=position.step,
+            settings,
+            Stripes(
+                global_batch_size=config.train.global_batch_size,
+                micro_batch_size=config.train.micro_batch_size,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                start_sample=position.sample_index,
+            ),
+            workers=config.data.workers,
         ),
         evaluation=evaluation,
         metrics=metrics,
@@ -121,6 +122,26 @@ def assemble_trainer(
         fingerprints=data_fingerprints,
         flops_per_step=flops_per_sample * config.train.global_batch_size,
         peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
+        quarantined=quarantined,
+        logger=logger,
+    )
+
+
+def _evaluation(
+    config: RunConfig, settings: StreamSettings, ranks: Ranks, device: torch.device
+) -> HeldoutEvaluation:
+    stream = PretrainingStream(settings)
+    if ranks.rank == 0:
+        stream.check_files()
+    baseline = target_unigram(stream, UNIGRAM_SAMPLES)
+    stream.close()
+    return HeldoutEvaluation(
+        PretrainingStream(config.data.heldout_settings(config.train.seed)),
+        samples=config.evaluation.samples,
+        micro_batch_size=config.train.micro_batch_size,
+        baseline=baseline,
+        ranks=ranks,
+        device=device,
     )
 
 
@@ -151,8 +172,10 @@ def _check_resumable(
             f"{config.run_path} already holds {path.name} and --fresh refuses to resume; "
             "choose another name= or remove the folder"
         )
-    saved = read_manifest(path)["fingerprints"]
-    found = differences(load_run_config(path), saved, config, now)
+    manifest = read_manifest(path)
+    found = differences(
+        load_run_config(path), manifest["fingerprints"], config, now, manifest["sample_index"]
+    )
     if found:
         raise CheckpointError(
             f"{path} belongs to another run: {'; '.join(found)}; restore these or choose "

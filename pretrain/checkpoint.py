@@ -74,6 +74,7 @@ def save_checkpoint(
     config: RunConfig,
     position: Position,
     fingerprints: dict[str, str],
+    quarantined: list[dict[str, Any]],
 ) -> Path:
     """Write a checkpoint; every rank must call this at the same step.
 
@@ -82,6 +83,7 @@ def save_checkpoint(
         config: The resolved configuration.
         position: How far the run has come.
         fingerprints: Of the data sets and the tokenizer.
+        quarantined: Damaged places of the data, so that a resumed run goes around the same ones.
 
     Returns:
         The complete checkpoint's folder.
@@ -114,6 +116,7 @@ def save_checkpoint(
             "precision": config.train.precision,
             "seed": config.train.seed,
             "fingerprints": fingerprints,
+            "quarantined": quarantined,
             "code_version": code_version(),
             "parameters": {
                 name: list(parameter.shape)

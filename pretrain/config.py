@@ -8,51 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest
-from data_pipeline.objective import SpanCorruption
-from data_pipeline.tokenizer import DocumentTokenizer
+from pretrain.data_settings import DataSettings
 from pretrain.errors import ConfigError
 from pretrain.schedules import ScheduleKind
+from pretrain.section import NonNegative, Positive, Section
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
 from spade_model.config import AttentionBackend, SpadeConfig
 from spade_model.config_checks import learned_quantities, nearest_name
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """What every part of the configuration has in common: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class DataSettings(Section):
-    """Where the samples come from and what is asked of them."""
-
-    train: Path
-    """Folder of a data set written by `spade data build`: the one to train on."""
-    heldout: Path
-    """Folder of the data set that is never trained on."""
-    tokenizer: Path
-    """Folder of the tokenizer that both were written with."""
-    input_length_tokens: Annotated[int, Field(ge=16)] = 512
-    """Encoder tokens of a sample after corruption, its closing end-of-sequence included."""
-    noise_density: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Fraction of a window's tokens that is masked (T5: 0.15)."""
-    mean_span_tokens: Annotated[float, Field(ge=1)] = 3.0
-    """Mean length of a masked span (T5: 3)."""
-
-    def objective(self) -> SpanCorruption:
-        """The span-corruption objective with these lengths."""
-        return SpanCorruption(
-            self.input_length_tokens,
-            noise_density=self.noise_density,
-            mean_span_tokens=self.mean_span_tokens,
-        )
 
 
 class TrainSettings(Section):
@@ -89,7 +55,9 @@ class OptimizerSettings(Section):
     """Peak rate of every parameter outside the state-space layers."""
     state_space_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of the state-space parameters; none means `learning_rate`."""
-    state_space_learning_rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    state_space_learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict
+    )
     """Peak rates of single state-space quantities, such as ``{log_dt: 1.0e-4}``, where they differ
     from `state_space_learning_rate`. Names are those of `model.trainable_state_space`, and for an
     EMA those of its tensors."""
@@ -197,7 +165,7 @@ class RunConfig(Section):
                 f"model.local_radius_tokens {model.local_radius_tokens} reaches beyond "
                 f"data.input_length_tokens {data.input_length_tokens}; use a smaller radius"
             )
-        target_tokens = data.objective().target_length_tokens
+        target_tokens = data.make_objective().target_length_tokens
         if model.max_target_length_tokens < target_tokens:
             raise ValueError(
                 f"model.max_target_length_tokens {model.max_target_length_tokens} is below the "
@@ -309,32 +277,13 @@ class RunConfig(Section):
                 that do not belong together.
             DataError: If a manifest is missing or damaged.
         """
-        train = Manifest.load(self.data.train)
-        heldout = Manifest.load(self.data.heldout)
+        train = next(iter(self.data.manifests().values()))
         if self.model.vocab_size != train.vocab_size:
             raise ConfigError(
                 f"model.vocab_size {self.model.vocab_size} differs from the {train.vocab_size} ids "
-                f"of the tokenizer of {self.data.train}; leave model.vocab_size out"
+                "of the tokenizer of data.train; leave model.vocab_size out"
             )
-        if train.tokenizer_fingerprint != heldout.tokenizer_fingerprint:
-            raise ConfigError(
-                f"data.heldout {self.data.heldout} was written with another tokenizer than "
-                f"data.train {self.data.train}; build both with one"
-            )
-        try:
-            train.check_tokenizer(DocumentTokenizer.load(self.data.tokenizer))
-        except DataError as error:
-            raise ConfigError(f"data.tokenizer {self.data.tokenizer}: {error}") from None
-        objective = self.data.objective()
-        objective.check_sentinels(train.vocab_size - train.piece_count)
-        for field, manifest in (("train", train), ("heldout", heldout)):
-            windows = sum(shard.tokens // objective.raw_length_tokens for shard in manifest.shards)
-            if windows == 0:
-                raise ConfigError(
-                    f"data.{field} holds no window of {objective.raw_length_tokens} tokens "
-                    f"({manifest.tokens} tokens in all); shorten data.input_length_tokens or add "
-                    "documents"
-                )
+        self.data.check_data()
 
 
 def json_schema() -> dict[str, Any]:
@@ -357,23 +306,33 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _train_manifest(values: dict[str, Any], origin: str) -> Manifest | None:
-    data = values.get("data")
-    folder = data.get("train") if isinstance(data, dict) else None
-    if not isinstance(folder, str):
-        return None  # validation names the missing or mistyped field
-    if not Path(folder).is_dir():
-        raise ConfigError(
-            f"{origin}: data.train {folder} is no folder; build it with `spade data build`"
-        )
-    return Manifest.load(Path(folder))
+    """The manifest of the first training data set; None where validation will find it missing."""
+    data = _data_settings(values)
+    if data is None:
+        return None
+    for name, place in data.locations().items():
+        if isinstance(place, Path) and not place.is_dir():
+            field = "data.train" if isinstance(data.train, str) else f"data.train.{name}"
+            raise ConfigError(
+                f"{origin}: {field} {place} is no folder; build it with `spade data build`"
+            )
+    return data.load_manifest(next(iter(data.locations().values())))
 
 
 def _target_tokens(values: dict[str, Any]) -> int | None:
+    data = _data_settings(values)
     try:
-        length: int = DataSettings(**values["data"]).objective().target_length_tokens
-        return length
-    except (ValueError, TypeError):
+        return None if data is None else data.make_objective().target_length_tokens
+    except DataError:
         return None  # validation names what is wrong
+
+
+def _data_settings(values: dict[str, Any]) -> DataSettings | None:
+    """The data part alone, or None where it is not valid: validation names what is wrong."""
+    try:
+        return DataSettings.model_validate_json(json.dumps(values["data"]), strict=True)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _known_names(location: Sequence[int | str]) -> list[str]:

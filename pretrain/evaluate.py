@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from data_pipeline.stream import PretrainingStream
 from data_pipeline.unigram import UnigramBaseline
+from pretrain.model_inputs import IGNORED_LABEL, model_inputs
 from pretrain.ranks import Ranks
 
 
@@ -26,7 +27,6 @@ class HeldoutEvaluation:
         samples: How many samples to use.
         micro_batch_size: Samples of one forward pass.
         baseline: Unigram frequencies of the training targets.
-        first_sentinel_id: Ids from here on are sentinels.
         ranks: This process's place; samples are dealt out among all.
         device: Where the model is.
     """
@@ -38,18 +38,17 @@ class HeldoutEvaluation:
         samples: int,
         micro_batch_size: int,
         baseline: UnigramBaseline,
-        first_sentinel_id: int,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
         self._stream = stream
         self._micro_batch_size = micro_batch_size
-        self._eos_token_id = stream.manifest.eos_token_id
-        self._first_sentinel_id = first_sentinel_id
+        vocab = stream.vocabulary
+        self._is_text = torch.from_numpy(vocab.is_text(np.arange(vocab.vocab_size))).to(device)
         self._device = device
-        count = min(samples, stream.samples_per_epoch)
+        count = min(samples, *stream.samples_per_epoch.values())
         self._indices = np.arange(ranks.rank, count, ranks.world_size, dtype=np.int64)
-        labels = stream.batch(np.arange(count, dtype=np.int64)).labels
+        labels = stream.batch(np.arange(count, dtype=np.int64)).masked_labels()
         self.unigram_loss = baseline.loss(labels)
         self.unigram_text_loss = baseline.text_loss(labels)
 
@@ -61,15 +60,15 @@ class HeldoutEvaluation:
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
         for start in range(0, len(self._indices), self._micro_batch_size):
             batch = self._stream.batch(self._indices[start : start + self._micro_batch_size])
-            labels = torch.from_numpy(batch.labels).to(self._device)
-            logits = engine(torch.from_numpy(batch.input_ids).to(self._device), labels).logits
+            inputs = model_inputs(batch, self._device)
+            logits = engine(**inputs).logits
+            flat = inputs["labels"].flatten()
             nats = functional.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), reduction="none"
+                logits.float().flatten(0, 1), flat, reduction="none", ignore_index=IGNORED_LABEL
             ).double()
-            flat = labels.flatten()
-            is_text = (flat != self._eos_token_id) & (flat < self._first_sentinel_id)
-            every = torch.ones_like(is_text)
-            for place, chosen in ((0, every), (2, is_text)):
+            counted = flat >= 0
+            is_text = counted & self._is_text[flat.clamp(min=0)]
+            for place, chosen in ((0, counted), (2, is_text)):
                 totals[place] += nats[chosen].sum()
                 totals[place + 1] += chosen.sum()
         engine.train()

@@ -235,7 +235,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Everything known about the checkpoint. No paths: the folder is made to be given away."""
     settings = config.to_dict()
-    objective = config.data.objective()
+    objective = config.data.make_objective()
     return {
         "format": FORMAT,
         "format_version": 1,
@@ -264,8 +264,7 @@ def _provenance(
         "objective": {
             "input_length_tokens": objective.input_length_tokens,
             "target_length_tokens": objective.target_length_tokens,
-            "noise_density": config.data.noise_density,
-            "mean_span_tokens": config.data.mean_span_tokens,
+            **settings["data"]["objective"],
         },
         "model": config.model.to_dict(),
         "training": settings["train"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,9 +20,24 @@ from pretrain.errors import RunError
 from pretrain.evaluate import HeldoutEvaluation
 from pretrain.hardware import memory_in_use_bytes
 from pretrain.metrics import MetricsWriter, ProgressLine
+from pretrain.model_inputs import model_inputs
 from pretrain.ranks import Ranks
+from pretrain.run_folder import RunFolder, write_atomically
 from pretrain.schedules import learning_rate_factor
 from pretrain.stop import StopRequest
+
+
+class StepOutcome(NamedTuple):
+    """What one step gave, the same on every rank but for the seconds."""
+
+    loss: float
+    """Mean over all ranks and micro-batches."""
+    tokens: int
+    """Of the windows of all ranks, before masking."""
+    data_wait_seconds: float
+    """That this rank waited for its batches."""
+    stopped: bool
+    """Whether any rank was asked to stop."""
 
 
 @dataclass
@@ -42,6 +59,11 @@ class Trainer:
     flops_per_step: int
     peak_flops_per_second: float
     """Of all ranks together."""
+    quarantined: list[dict[str, Any]]
+    """Damaged places of the data known to all ranks at the last checkpoint."""
+    logger: logging.Logger
+    """This rank's log."""
+    _damages_told: int = 0
 
     def run(self) -> bool:
         """Train from ``position`` to the last step, or until asked to stop.
@@ -62,12 +84,14 @@ class Trainer:
             step = self.position.step + 1
             start = time.perf_counter()
             rates = self._set_learning_rates(step)
-            loss, data_wait_seconds, stopped = self._step(step)
-            self._advance()
+            outcome = self._step(step)
+            stopped = outcome.stopped
+            self._advance(outcome.tokens)
+            self._tell_damage()
             seconds = time.perf_counter() - start
             if step % train.log_every_steps == 0 or step == train.max_steps:
-                self._log(loss, rates, seconds, data_wait_seconds)
-            self.progress.update(step, loss, self._tokens_per_step / seconds)
+                self._log(outcome, rates, seconds)
+            self.progress.update(step, outcome.loss, outcome.tokens / seconds)
             finished = step == train.max_steps
             if finished or step % self.config.evaluation.every_steps == 0:
                 self._evaluate()
@@ -85,44 +109,40 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.close()
 
-    def _step(self, step: int) -> tuple[float, float, bool]:
-        """Accumulate, update; mean loss over all ranks, seconds spent waiting for data, stop?"""
+    def _step(self, step: int) -> StepOutcome:
+        """Accumulate gradients over the micro-batches, update the weights."""
         # Dropout's randomness is a function of (seed, step, rank): there is none to save.
         torch.manual_seed(_mix(self.config.train.seed, step, self.ranks.rank))
-        # Sum of losses, and how many ranks were asked to stop: one collective for both.
-        shared = torch.zeros(2, dtype=torch.float64, device=self.device)
+        # Sum of losses, tokens read, and how many ranks were asked to stop: one collective.
+        shared = torch.zeros(3, dtype=torch.float64, device=self.device)
+        tokens = 0
         data_wait_seconds = 0.0
         accumulation_steps = self.config.accumulation_steps(self.ranks.world_size)
         for _ in range(accumulation_steps):
             batch = next(self.loader)
             data_wait_seconds += self.loader.wait_seconds
-            input_ids = torch.from_numpy(batch.input_ids).to(self.device, non_blocking=True)
-            labels = torch.from_numpy(batch.labels).to(self.device, non_blocking=True)
-            loss = self.engine(input_ids, labels).loss
+            tokens += self.loader.window_tokens
+            loss = self.engine(**model_inputs(batch, self.device)).loss
             self.engine.backward(loss)
             self.engine.step()
             shared[0] += loss.detach().double() / accumulation_steps
-        shared[1] = float(self.stop.requested)
+        shared[1] = tokens
+        shared[2] = float(self.stop.requested)
         dist.all_reduce(shared)
-        loss_sum, stop_votes = shared.tolist()
+        loss_sum, step_tokens, stop_votes = shared.tolist()
         mean_loss = loss_sum / self.ranks.world_size
         if not math.isfinite(mean_loss):
             raise RunError(
                 f"the loss is {mean_loss} at step {step}; the last checkpoint is sound: resume "
                 "with a lower optimizer.learning_rate or train.gradient_clipping"
             )
-        return mean_loss, data_wait_seconds, stop_votes > 0
+        return StepOutcome(mean_loss, int(step_tokens), data_wait_seconds, stop_votes > 0)
 
-    @property
-    def _tokens_per_step(self) -> int:
-        window_tokens: int = self.config.data.objective().raw_length_tokens
-        return self.config.train.global_batch_size * window_tokens
-
-    def _advance(self) -> None:
+    def _advance(self, tokens: int) -> None:
         self.position = Position(
             step=self.position.step + 1,
             sample_index=self.position.sample_index + self.config.train.global_batch_size,
-            tokens_seen=self.position.tokens_seen + self._tokens_per_step,
+            tokens_seen=self.position.tokens_seen + tokens,
         )
 
     def _set_learning_rates(self, step: int) -> dict[str, float]:
@@ -137,23 +157,21 @@ class Trainer:
         )
         return set_learning_rates(self.engine, factor)
 
-    def _log(
-        self, loss: float, rates: dict[str, float], seconds: float, data_wait_seconds: float
-    ) -> None:
+    def _log(self, outcome: StepOutcome, rates: dict[str, float], seconds: float) -> None:
         if self.metrics is None:
             return
         record = {
             "step": self.position.step,
-            "loss": loss,
+            "loss": outcome.loss,
             "learning_rate": rates.get("decay", next(iter(rates.values()))),
             **{f"learning_rate/{name}": rate for name, rate in rates.items()},
             "grad_norm": float(self.engine.get_global_grad_norm()),
             "tokens_seen": self.position.tokens_seen,
             "sample_index": self.position.sample_index,
-            "tokens_per_second": self._tokens_per_step / seconds,
+            "tokens_per_second": outcome.tokens / seconds,
             "model_flops_utilisation": self.flops_per_step / seconds / self.peak_flops_per_second,
             "step_seconds": seconds,
-            "data_wait_seconds": data_wait_seconds,
+            "data_wait_seconds": outcome.data_wait_seconds,
             "memory_bytes": memory_in_use_bytes(self.device),
             "skipped_steps": self.engine.skipped_steps,
         }
@@ -171,8 +189,31 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        path = save_checkpoint(self.engine, self.config, self.position, self.fingerprints)
+        quarantined = self._gather_damage()
+        path = save_checkpoint(
+            self.engine, self.config, self.position, self.fingerprints, quarantined
+        )
         self.progress.say(f"step {self.position.step}: checkpoint {path}")
+
+    def _tell_damage(self) -> None:
+        """Say at once, on the rank that found it, which data are gone around."""
+        for entry in self.loader.quarantined[self._damages_told :]:
+            self._damages_told += 1
+            self.logger.warning("quarantined in source %s: %s", entry.source, entry.reason)
+            print(f"quarantined in source {entry.source}: {entry.reason}", flush=True)
+
+    def _gather_damage(self) -> list[dict[str, Any]]:
+        """What all ranks and earlier parts of the run found damaged; also into the run folder."""
+        mine = [entry.to_json() for entry in self.loader.quarantined]
+        found: list[list[dict[str, Any]]] = [[] for _ in range(self.ranks.world_size)]
+        dist.all_gather_object(found, mine)
+        for entry in (entry for part in found for entry in part):
+            if entry not in self.quarantined:
+                self.quarantined.append(entry)
+        if self.ranks.rank == 0 and self.quarantined:
+            lines = "".join(f"{json.dumps(entry)}\n" for entry in self.quarantined)
+            write_atomically(RunFolder(self.config.run_path).quarantine_path, lines)
+        return self.quarantined
 
     def _any_rank_stopped(self) -> bool:
         votes = torch.tensor([self.stop.requested], dtype=torch.int64, device=self.device)

@@ -108,10 +108,7 @@ def _pretraining(provenance: Mapping[str, Any]) -> str:
         "steps": f"{provenance['step']:,}",
         "samples": f"{provenance['sample_index']:,}",
         "tokens seen (before masking)": f"{provenance['tokens_seen']:,}",
-        "objective": (
-            f"span corruption, density {objective['noise_density']}, "
-            f"mean span {objective['mean_span_tokens']} tokens"
-        ),
+        "objective": _objective_in_words(objective),
         "global batch": f"{training['global_batch_size']:,} samples",
         "precision": training["precision"],
         "seed": training["seed"],
@@ -121,7 +118,11 @@ def _pretraining(provenance: Mapping[str, Any]) -> str:
             else f"{provenance['dtype']}, state-space layers float32"
         ),
         "code": f"`{provenance['code_version']}`",
-        "training data": f"`{fingerprints['train']}`",
+        **{
+            f"{name.replace('train', 'training', 1)} data": f"`{value}`"
+            for name, value in fingerprints.items()
+            if name.partition(".")[0] == "train"
+        },
         "held-out data": f"`{fingerprints['heldout']}`",
         "tokenizer": f"`{fingerprints['tokenizer']}`",
     }
@@ -170,3 +171,13 @@ def _fine_tuning(provenance: Mapping[str, Any]) -> str:
             "`dtype=torch.bfloat16`; give them no weight decay."
         )
     return "\n".join(lines)
+
+
+def _objective_in_words(objective: Mapping[str, Any]) -> str:
+    settings = {
+        name.removesuffix("_tokens").replace("_", " "): f"{value:g}"
+        for name, value in objective.items()
+        if name not in ("kind", "input_length_tokens", "target_length_tokens") and value is not None
+    }
+    words = [f"{name} {value}" for name, value in settings.items()]
+    return ", ".join([objective["kind"].replace("_", " "), *words])

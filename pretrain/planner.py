@@ -24,7 +24,7 @@ def describe(config: RunConfig, world_size: int = 1) -> dict[str, Any]:
     Raises:
         ConfigError: If the batch cannot be cut evenly over the processes.
     """
-    objective = config.data.objective()
+    objective = config.data.make_objective()
     parameters = count_parameters(config.model)
     train = config.train
     lengths = (objective.input_length_tokens, objective.target_length_tokens)
@@ -42,14 +42,14 @@ def describe(config: RunConfig, world_size: int = 1) -> dict[str, Any]:
             activation_checkpointing=train.activation_checkpointing,
         ),
     }
-    tokens_per_step = train.global_batch_size * objective.raw_length_tokens
+    tokens_per_step = train.global_batch_size * objective.window_tokens
     flops_per_step = train.global_batch_size * training_flops_per_sample(config.model, *lengths)
     return {
         "configuration": config.to_dict(),
         "deepspeed": deepspeed_config(config, world_size),
         "processes": world_size,
         "parameters": parameters.total,
-        "raw_length_tokens": objective.raw_length_tokens,
+        "window_tokens": objective.window_tokens,
         "target_length_tokens": objective.target_length_tokens,
         "tokens_per_step": tokens_per_step,
         "tokens_in_run": tokens_per_step * train.max_steps,

@@ -4,41 +4,62 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipeline.manifest import Manifest
 from pretrain.config import RunConfig
+from pretrain.data_settings import SINGLE_SOURCE, location_of
 
 # Sample i and the weights after step s follow from these; all else may change on the way.
 _FIXED = (
     ("model",),
     ("data", "input_length_tokens"),
-    ("data", "noise_density"),
-    ("data", "mean_span_tokens"),
+    ("data", "objective"),
+    ("data", "windows"),
+    ("data", "document_boundaries"),
+    ("data", "bucket_samples"),
+    ("data", "group_shards"),
     ("train", "seed"),
     ("train", "global_batch_size"),
 )
 
 
 def fingerprints(config: RunConfig) -> dict[str, str]:
-    """What identifies the data of a run: both manifests and the tokenizer.
+    """What identifies the data of a run: the manifests and the tokenizer.
+
+    Returns:
+        `train` for the data set of that name, which a single one has, else `train.NAME` for each;
+        `heldout`; `tokenizer`.
 
     Raises:
         DataError: If a manifest is missing or damaged.
     """
-    train = Manifest.load(config.data.train)
-    return {
-        "train": train.fingerprint,
-        "heldout": Manifest.load(config.data.heldout).fingerprint,
-        "tokenizer": train.tokenizer_fingerprint,
+    manifests = config.data.manifests()
+    found = {
+        "train" if name == SINGLE_SOURCE else f"train.{name}": manifest.fingerprint
+        for name, manifest in manifests.items()
     }
+    heldout = config.data.load_manifest(location_of(config.data.heldout))
+    tokenizer = next(iter(manifests.values())).tokenizer_fingerprint
+    return {**found, "heldout": heldout.fingerprint, "tokenizer": tokenizer}
 
 
 def differences(
-    saved: RunConfig, saved_fingerprints: dict[str, str], config: RunConfig, now: dict[str, str]
+    saved: RunConfig,
+    saved_fingerprints: dict[str, str],
+    config: RunConfig,
+    now: dict[str, str],
+    sample_index: int,
 ) -> list[str]:
     """Why a checkpoint cannot be continued under a configuration; empty if it can.
 
     Only what decides the samples and the shape of the weights counts: learning rates, precision,
-    micro-batch, number of processes, ZeRO stage and number of steps may change.
+    micro-batch, number of processes, ZeRO stage and number of steps may change, and so may the
+    mixture from the checkpoint's sample on.
+
+    Args:
+        saved: Configuration of the checkpoint.
+        saved_fingerprints: Its `fingerprints`.
+        config: The configuration to go on under.
+        now: Its `fingerprints`.
+        sample_index: Samples consumed at the checkpoint.
     """
     old, new = saved.to_dict(), config.to_dict()
     found = []
@@ -52,12 +73,41 @@ def differences(
             ]
         elif before != after:
             found.append(f"{'.'.join(path)} was {before}, now {after}")
+    mixture, new_mixture = _mixture(saved, sample_index), _mixture(config, sample_index)
+    if mixture != new_mixture:
+        found.append(
+            f"the mixture of the first {sample_index} samples was {mixture}, now {new_mixture} "
+            "(change it from a later sample on, with data.stages)"
+        )
+    names = [name for name in saved_fingerprints if name != "heldout"]
     found += [
         f"the {name} data differ from those the run began with"
-        for name in ("train", "tokenizer")
-        if saved_fingerprints.get(name) != now[name]
+        for name in names
+        if saved_fingerprints[name] != now.get(name)
     ]
     return found
+
+
+def _mixture(config: RunConfig, sample_index: int) -> list[tuple[int, dict[str, float | None]]]:
+    """Stages that decide about the first samples; sources that rest do not count."""
+    first = {name: source.weight for name, source in config.data.sources().items()}
+    if len(first) == 1:
+        first = dict.fromkeys(first, 1.0)
+    stages: list[tuple[int, dict[str, float | None]]] = [(0, first)]
+    stages += [(stage.from_sample, dict(stage.weights)) for stage in config.data.stages]
+    return [
+        (start, _shares(weights)) for start, weights in stages if start == 0 or start < sample_index
+    ]
+
+
+def _shares(weights: dict[str, float | None]) -> dict[str, float | None]:
+    """Weights that sum to 1, without those that are 0; None where sizes decide."""
+    total = sum(weight or 0.0 for weight in weights.values())
+    return {
+        name: None if weight is None else round(weight / total, 12)
+        for name, weight in weights.items()
+        if weight != 0
+    }
 
 
 def _at(values: Any, path: tuple[str, ...]) -> Any:

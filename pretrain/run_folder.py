@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "stopped.json"
 
     @property
+    def quarantine_path(self) -> Path:
+        """Damaged data that the run goes around, one JSON object a line."""
+        return self.path / "quarantine.jsonl"
+
+    @property
     def report_path(self) -> Path:
         """The report of the run, one self-contained page."""
         return self.path / "report.html"

@@ -34,7 +34,9 @@ def test_a_configuration_round_trips_through_its_own_yaml(run_settings, write_co
 def test_what_the_data_decide_is_filled_in(run_settings, write_config):
     config = RunConfig.load(write_config(run_settings))
     assert config.model.vocab_size == 512 + 64
-    assert config.model.max_target_length_tokens == config.data.objective().target_length_tokens
+    assert (
+        config.model.max_target_length_tokens == config.data.make_objective().target_length_tokens
+    )
 
 
 def test_overrides_are_read_as_yaml(run_settings, write_config):
@@ -120,7 +122,7 @@ def test_dry_run_states_what_follows(run_settings, write_config):
     plan = describe(RunConfig.load(write_config(run_settings)), world_size=2)
     json.dumps(plan)
     assert plan["deepspeed"]["gradient_accumulation_steps"] == 2
-    assert plan["tokens_per_step"] == 8 * plan["raw_length_tokens"]
+    assert plan["tokens_per_step"] == 8 * plan["window_tokens"]
     assert plan["estimated_memory_bytes"]["weights"] == 4 * plan["parameters"]
 
 
@@ -141,5 +143,5 @@ def test_shipped_configurations_are_valid_on_data_of_the_right_kind(path, prose_
         values["data"][field] = str(prose_data / field)
     objective = RunConfig.from_dict(
         values | {"model": values["model"] | {"vocab_size": 576}}
-    ).data.objective()
-    assert objective.raw_length_tokens > objective.input_length_tokens
+    ).data.make_objective()
+    assert objective.window_tokens > objective.input_length_tokens
