@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, cast
 
+import orjson
+
 from data_pipeline.corpus_locations import Location, open_location
 from data_pipeline.errors import DataError
 from data_pipeline.files import explaining
@@ -247,13 +249,18 @@ def _parse_line(
 ) -> Record:
     text_field, name_field = fields
     name = _fallback(file, ordinal)
-    decoded, problem = _decode(line, first=ordinal == 0)
-    if decoded is None:
-        return Record(ordinal, offset_bytes, name, None, problem)
     try:
-        value = json.loads(decoded)
-    except (ValueError, RecursionError) as error:
-        return Record(ordinal, offset_bytes, name, None, f"no valid JSON ({error})")
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        # The slower parser takes a little more (a byte order mark, long integers, NaN), and says
+        # what is wrong with the rest.
+        decoded, problem = _decode(line, first=ordinal == 0)
+        if decoded is None:
+            return Record(ordinal, offset_bytes, name, None, problem)
+        try:
+            value = json.loads(decoded)
+        except (ValueError, RecursionError) as error:
+            return Record(ordinal, offset_bytes, name, None, f"no valid JSON ({error})")
     if not isinstance(value, dict):
         return Record(ordinal, offset_bytes, name, None, "no JSON object")
     name = _name(value.get(name_field), name)

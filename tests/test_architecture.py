@@ -45,7 +45,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "data_pipeline": (
-        {"numpy", "sentencepiece", "xxhash", "pyarrow", "webdataset"},
+        {"numpy", "orjson", "sentencepiece", "xxhash", "pyarrow", "webdataset"},
         {"mpi4py", "pyarrow", "webdataset", "torch", "zstandard", "matplotlib"},
     ),
     "pretrain": (

@@ -21,13 +21,14 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.common.report import Table, show
 from benchmarks.model.encoders import MODELS, Sizes
 from benchmarks.model.kernel import KernelOptions, kernel_tables
 from benchmarks.model.length import LengthOptions, length_tables
 from benchmarks.model.machine import machine_facts
 from benchmarks.model.memory import memory_tables
 from benchmarks.model.recall import RecallOptions, recall_tables
-from benchmarks.model.report import Table, show, write
+from benchmarks.model.report import write
 from benchmarks.model.share import ShareOptions, share_tables
 from benchmarks.model.speed import SpeedOptions, speed_tables
 

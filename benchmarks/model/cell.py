@@ -63,7 +63,8 @@ def main() -> None:
     """Measure the cell of the command line."""
     import torch
 
-    from benchmarks.model.machine import PeakMemory, measure
+    from benchmarks.common.machine import PeakMemory
+    from benchmarks.model.machine import measure
 
     cell = json.loads(sys.argv[1])
     torch.set_num_threads(cell["threads"])

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.report import Table
 from benchmarks.model.cauchy import cauchy_kernel
 from benchmarks.model.cell import run_cell
 from benchmarks.model.machine import alternate, median
-from benchmarks.model.report import Table
 from spade_model.config import SpadeConfig
 from spade_model.state_space.fft_convolution import fft_convolution
 from spade_model.state_space.s4 import S4

@@ -6,9 +6,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common.report import Table
 from benchmarks.model.encoders import PASSES, Encoder, Sizes, make_ids
 from benchmarks.model.machine import alternate
-from benchmarks.model.report import Table
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.common.report import Table
 from benchmarks.model.cell import run_cell
 from benchmarks.model.encoders import OURS, Sizes
-from benchmarks.model.report import Table
 from benchmarks.model.speed import SpeedOptions, precisions
 
 

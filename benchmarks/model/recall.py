@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.model.report import Table
+from benchmarks.common.report import Table
 from spade_model.config import SpadeConfig
 from spade_model.initialization import initialize_parameters
 from spade_model.seq2seq import SpadeModel

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from benchmarks.common.report import Table
 from benchmarks.model.encoders import PASSES, Encoder, Sizes, make_ids
 from benchmarks.model.machine import Duration, alternate
-from benchmarks.model.report import Table
 from spade_model.layers import GlobalLocalMixing
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.report import Table
 from benchmarks.model.encoders import (
     MODELS,
     OURS,
@@ -17,7 +18,6 @@ from benchmarks.model.encoders import (
     useful_flops_per_token,
 )
 from benchmarks.model.machine import Duration, GemmPeak, alternate, median
-from benchmarks.model.report import Table
 
 
 @dataclass(frozen=True)

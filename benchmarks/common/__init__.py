@@ -1,0 +1,1 @@
+"""What several benchmarks need: tables and how they are shown, and what the machine is."""
