@@ -1,7 +1,6 @@
 """From raw documents to batches: corpora, tokenizer, shards, sample order, objective, streaming.
 
-Nothing in this room imports torch; `data_pipeline.inspect` alone reaches it, through `webdataset`,
-and only when it is called.
+Importing this room loads no torch: loader workers and `webdataset` reach it when they are used.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_pipeline.manifest import Manifest
-    from data_pipeline.sample_order import SampleOrder
-    from data_pipeline.stream import PretrainingStream, StreamSettings
+    from data_pipeline.reading.sample_order import SampleOrder
+    from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+    from data_pipeline.shards.manifest import Manifest
 
 __all__ = ["Manifest", "PretrainingStream", "SampleOrder", "StreamSettings"]
 
 _HOMES = {
-    "Manifest": "data_pipeline.manifest",
-    "PretrainingStream": "data_pipeline.stream",
-    "SampleOrder": "data_pipeline.sample_order",
-    "StreamSettings": "data_pipeline.stream",
+    "Manifest": "data_pipeline.shards.manifest",
+    "PretrainingStream": "data_pipeline.reading.stream",
+    "SampleOrder": "data_pipeline.reading.sample_order",
+    "StreamSettings": "data_pipeline.reading.stream",
 }
 
 

@@ -172,7 +172,7 @@ class _Quickstart:
         return result.output
 
     def _corpus(self) -> dict[str, Any]:
-        from data_pipeline.corpus import find_files, write_standard_library_corpus
+        from data_pipeline.corpora.corpus import find_files, write_standard_library_corpus
 
         if self._options.corpus:
             files = [Path(file.location) for file in find_files(self._options.corpus)[0]]
@@ -379,7 +379,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _manifest_facts(folder: Path) -> dict[str, Any]:
     """Takes from a manifest what identifies a data set and what people ask for."""
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.shards.manifest import Manifest
 
     manifest = Manifest.load(folder)
     return {

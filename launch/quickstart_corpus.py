@@ -29,7 +29,7 @@ def split_corpus(paths: Sequence[str], fingerprint: str) -> dict[str, Any]:
         CommandError: There are too few documents to train and to hold some out.
         DataError: The corpus cannot be read or holds no document.
     """
-    from data_pipeline.corpus import Problem, is_heldout, iterate_documents
+    from data_pipeline.corpora.corpus import Problem, is_heldout, iterate_documents
 
     held = dict.fromkeys(_HELDOUT_FRACTIONS, 0)
     problems: list[Problem] = []
@@ -65,7 +65,7 @@ def write_heldout_documents(path: Path, corpus: Mapping[str, Any]) -> None:
         path: JSON lines file to write.
         corpus: Facts of ``split_corpus``.
     """
-    from data_pipeline.corpus import is_heldout, iterate_documents
+    from data_pipeline.corpora.corpus import is_heldout, iterate_documents
     from pretrain.run_folder import write_atomically
 
     chosen: list[tuple[int, int, str, str]] = []

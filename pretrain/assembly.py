@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipeline.batch_loader import BatchLoader, Stripes
-from data_pipeline.quarantine import QuarantineEntry
-from data_pipeline.stream import PretrainingStream, StreamSettings
-from data_pipeline.unigram import target_unigram
+from data_pipeline.reading.batch_loader import BatchLoader, Stripes
+from data_pipeline.reading.quarantine import QuarantineEntry
+from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.unigram import target_unigram
 from pretrain.checkpoint import Position, find_resumable, load_checkpoint
 from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest
 from pretrain.config import RunConfig

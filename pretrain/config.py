@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest
 from pretrain.data_settings import DataSettings
 from pretrain.errors import ConfigError
 from pretrain.schedules import ScheduleKind

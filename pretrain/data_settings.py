@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.dataset_folder import CacheSettings, open_dataset_folder
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from data_pipeline.mixture import Stage, temperature_weights
 from data_pipeline.objectives import Objective, make_objective
 from data_pipeline.objectives.sentences import sentence_end_table
-from data_pipeline.quarantine import DamagePolicy, QuarantineEntry
-from data_pipeline.stream import StreamSettings, special_tokens
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.windows import WindowMode
+from data_pipeline.reading.mixture import Stage, temperature_weights
+from data_pipeline.reading.quarantine import DamagePolicy, QuarantineEntry
+from data_pipeline.reading.stream import StreamSettings, special_tokens
+from data_pipeline.reading.windows import WindowMode
+from data_pipeline.remote.dataset_folder import CacheSettings, open_dataset_folder
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.errors import ConfigError
 from pretrain.section import NonNegative, Positive, Section
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from data_pipeline.stream import PretrainingStream
-from data_pipeline.unigram import UnigramBaseline
+from data_pipeline.reading.stream import PretrainingStream
+from data_pipeline.reading.unigram import UnigramBaseline
 from pretrain.model_inputs import IGNORED_LABEL, model_inputs
 from pretrain.ranks import Ranks
 

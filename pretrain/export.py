@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from data_pipeline.segments import SEGMENT_PATTERN
-from data_pipeline.tokenizer import MODEL_FILE, DocumentTokenizer
+from data_pipeline.tokenization.segments import SEGMENT_PATTERN
+from data_pipeline.tokenization.tokenizer import MODEL_FILE, DocumentTokenizer
 from pretrain.checkpoint import (
     checkpoint_facts,
     latest_complete,

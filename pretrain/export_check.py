@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.config import RunConfig
 from pretrain.run_folder import write_json
 from spade_model import SpadeForSeq2Seq

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from data_pipeline.batch_loader import BatchLoader
+from data_pipeline.reading.batch_loader import BatchLoader
 from pretrain.checkpoint import Position, save_checkpoint
 from pretrain.config import RunConfig
 from pretrain.engine import set_learning_rates

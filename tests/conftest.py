@@ -58,9 +58,9 @@ def prose_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prose_data(prose_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same documents tokenized into ``train/``, ``heldout/`` and ``tokenizer/``."""
-    from data_pipeline.build import build_dataset
-    from data_pipeline.corpus import iterate_documents
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.building.build import build_dataset
+    from data_pipeline.corpora.corpus import iterate_documents
+    from data_pipeline.tokenization.tokenizer import train_tokenizer
 
     out = tmp_path_factory.mktemp("data")
     tokenizer = train_tokenizer(

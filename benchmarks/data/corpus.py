@@ -93,9 +93,9 @@ def warm_page_cache(root: Path) -> None:
 
 def prepare_corpus(options: Options) -> Path:
     """Make corpus, tokenizer and shards if they are not there yet; return their folder."""
-    from data_pipeline.build import build_dataset
-    from data_pipeline.corpus import Document
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.building.build import build_dataset
+    from data_pipeline.corpora.corpus import Document
+    from data_pipeline.tokenization.tokenizer import train_tokenizer
 
     root = options.cache / f"corpus-{options.corpus_bytes}-{options.vocab_size}"
     if _is_ready(root):
@@ -120,7 +120,7 @@ def prepare_corpus(options: Options) -> Path:
 def _is_ready(root: Path) -> bool:
     """Whether the corpus is complete, and in today's format."""
     from data_pipeline.errors import DataError
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.shards.manifest import Manifest
 
     try:
         Manifest.load(root / "data" / "train")

@@ -77,7 +77,7 @@ def _ours(group_shards: int | None) -> Callable[[int], Callable[[], list[int]]]:
     def prepare(samples: int) -> Callable[[], list[int]]:
         import numpy as np
 
-        from data_pipeline.sample_order import SampleOrder
+        from data_pipeline.reading.sample_order import SampleOrder
 
         counts = np.full(-(-samples // _SHARD_SAMPLES), _SHARD_SAMPLES)
         counts[-1] -= counts.sum() - samples

@@ -26,11 +26,11 @@ import numpy as np
 
 from benchmarks.common.report import Table
 from benchmarks.data.options import Options
-from data_pipeline.build import build_dataset
-from data_pipeline.corpus import iterate_documents
-from data_pipeline.shard_writer import write_shard
-from data_pipeline.standard_library import write_standard_library_corpus
-from data_pipeline.tokenizer import DocumentTokenizer, train_tokenizer
+from data_pipeline.building.build import build_dataset
+from data_pipeline.corpora.corpus import iterate_documents
+from data_pipeline.corpora.standard_library import write_standard_library_corpus
+from data_pipeline.shards.shard_writer import write_shard
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer, train_tokenizer
 
 _MEAN_TOKENS = 1_072
 _DTYPE = np.dtype("<u2")
@@ -47,8 +47,8 @@ rank = int(os.environ.get("PMI_RANK", 0))
 cores = sorted(os.sched_getaffinity(0))
 os.sched_setaffinity(0, {cores[rank % len(cores)]})
 from mpi4py import MPI
-from data_pipeline.build import build_dataset
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.building.build import build_dataset
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 corpus, tokenizer, out = map(Path, sys.argv[1:])
 loaded = DocumentTokenizer.load(tokenizer)
 MPI.COMM_WORLD.Barrier()

@@ -10,7 +10,7 @@ from data_pipeline.objectives.batch import BoolArray, Windows, behind
 from data_pipeline.permutation import IntegerArray
 
 if TYPE_CHECKING:
-    from data_pipeline.tokenizer import DocumentTokenizer
+    from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 # Full stops, exclamation and question marks: Latin, ideographic, full-width and half-width.
 _ENDS = tuple(".!?…。！？｡．")

@@ -86,9 +86,9 @@ def build(
     The bytes are the same for any number of ranks, and after being stopped and started again:
     finished shards are kept.
     """
-    from data_pipeline.build import build_dataset
-    from data_pipeline.filters import TextRules
-    from data_pipeline.tokenizer import DocumentTokenizer
+    from data_pipeline.building.build import build_dataset
+    from data_pipeline.corpora.filters import TextRules
+    from data_pipeline.tokenization.tokenizer import DocumentTokenizer
     from pretrain.ranks import find_ranks
 
     rules = TextRules(
@@ -160,7 +160,7 @@ def _show_build(summary: Any, out: Path, as_json: bool) -> None:
 
 def verify(folder: _Folder, as_json: _Json = False) -> None:
     """Read every byte of a data set and name what is damaged."""
-    from data_pipeline.verify import verify_dataset
+    from data_pipeline.inspection.verify import verify_dataset
 
     with ProgressDisplay(silent=as_json) as progress:
         reports = [verify_dataset(part, progress) for part in parts_of(folder)]
@@ -194,7 +194,7 @@ def repair(
 
     A shard is put in place only if it is byte for byte the one that the manifest names.
     """
-    from data_pipeline.repair import repair_dataset
+    from data_pipeline.building.repair import repair_dataset
 
     with ProgressDisplay(silent=as_json) as progress:
         report = repair_dataset(folder, inputs or (), progress)

@@ -34,8 +34,8 @@ def index(
     The tars stay as they are; their texts are tokenized when they are read. Members of other kinds
     are passed over. What an interrupted run has finished is kept.
     """
-    from data_pipeline.foreign_dataset import index_dataset
-    from data_pipeline.text_member import TextMember
+    from data_pipeline.foreign.dataset import index_dataset
+    from data_pipeline.foreign.text_member import TextMember
 
     with ProgressDisplay(silent=as_json) as progress:
         summary = index_dataset(

@@ -33,9 +33,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe a data set: counts, lengths, inputs, an epoch, first documents."""
-    from data_pipeline.inspect import describe_dataset
-    from data_pipeline.inspect_report import write_inspection
-    from data_pipeline.tokenizer import DocumentTokenizer
+    from data_pipeline.inspection.inspect import describe_dataset
+    from data_pipeline.inspection.inspect_report import write_inspection
+    from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
     loaded = None if tokenizer is None else DocumentTokenizer.load(tokenizer)
     descriptions = [

@@ -97,7 +97,7 @@ def generate(
         else:
             say(printable(answer))
         return
-    from data_pipeline.corpus import iterate_documents
+    from data_pipeline.corpora.corpus import iterate_documents
 
     assert mask is not None, "one of the two is given"
     documents = list(iterate_documents([mask]))

@@ -79,10 +79,10 @@ def train(
     Sentinels needed: masked spans of the longest sequence, e.g. 227 for 4,096 tokens at density
     0.15 and mean span 3.
     """
-    from data_pipeline.corpus import is_heldout, iterate_documents
+    from data_pipeline.corpora.corpus import is_heldout, iterate_documents
+    from data_pipeline.corpora.filters import TextRules
     from data_pipeline.errors import DataError
-    from data_pipeline.filters import TextRules
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.tokenization.tokenizer import train_tokenizer
 
     sizes = [vocab_size]
     while allow_smaller and sizes[-1] // 2 >= _FEWEST_PIECES:
@@ -136,11 +136,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say how well a tokenizer suits a text: coverage, tokens a word, bytes a token, ids used."""
-    from data_pipeline.build_record import input_names
-    from data_pipeline.corpus import iterate_documents
-    from data_pipeline.filters import TextRules
-    from data_pipeline.tokenizer import DocumentTokenizer
-    from data_pipeline.tokenizer_inspect import inspect_tokenizer
+    from data_pipeline.building.build_record import input_names
+    from data_pipeline.corpora.corpus import iterate_documents
+    from data_pipeline.corpora.filters import TextRules
+    from data_pipeline.tokenization.tokenizer import DocumentTokenizer
+    from data_pipeline.tokenization.tokenizer_inspect import inspect_tokenizer
 
     documents = iterate_documents(
         inputs,

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.build import build_dataset
-from data_pipeline.corpus import is_heldout, iterate_documents
+from data_pipeline.building.build import build_dataset
+from data_pipeline.corpora.corpus import is_heldout, iterate_documents
 from data_pipeline.errors import DataError
-from data_pipeline.inspect import iterate_shard_tokens
-from data_pipeline.manifest import Manifest
+from data_pipeline.inspection.inspect import iterate_shard_tokens
+from data_pipeline.inspection.verify import verify_dataset
 from data_pipeline.progress import Progress
-from data_pipeline.tokenizer import DocumentTokenizer, train_tokenizer
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer, train_tokenizer
 
 SHARED = Path(os.environ.get("SPADE_SHARED", Path(__file__).parents[3] / "shared"))
 SHARD_TEXT_BYTES = 40_000

@@ -20,17 +20,17 @@ from faulty_server import FaultyServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_record import input_names
-from data_pipeline.corpus import is_heldout
-from data_pipeline.corpus_scan import ROW
-from data_pipeline.deduplication import DocumentMarks, find_duplicates
+from data_pipeline.building.build import build_dataset
+from data_pipeline.building.build_record import input_names
+from data_pipeline.building.repair import repair_dataset
+from data_pipeline.corpora.corpus import is_heldout
+from data_pipeline.corpora.corpus_scan import ROW
+from data_pipeline.corpora.deduplication import DocumentMarks, find_duplicates
+from data_pipeline.corpora.filters import TextRules
 from data_pipeline.errors import DataError
-from data_pipeline.filters import TextRules
-from data_pipeline.inspect import iterate_shard_tokens
-from data_pipeline.repair import repair_dataset
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.verify import verify_dataset
+from data_pipeline.inspection.inspect import iterate_shard_tokens
+from data_pipeline.inspection.verify import verify_dataset
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 Build = Callable[..., Any]
 

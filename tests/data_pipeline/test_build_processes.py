@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.build import BuildSummary, build_dataset
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.verify import verify_dataset
+from data_pipeline.building.build import BuildSummary, build_dataset
+from data_pipeline.inspection.verify import verify_dataset
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 SHARD_TEXT_BYTES = 40_000
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
@@ -27,8 +27,8 @@ MPIEXEC = Path(sys.executable).with_name("mpiexec")
 RANK = """
 import json, os, sys
 from pathlib import Path
-from data_pipeline import build, shard_building
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.building import build, shard_building
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 arguments = json.loads(sys.argv[1])
 rank = int(os.environ.get("PMI_RANK", 0))
 if arguments.get("fail_rank") == rank:
@@ -339,8 +339,8 @@ def test_a_long_line_takes_bounded_memory(prose_data: Path, tmp_path: Path) -> N
     (tmp_path / "line.txt").write_text(("lorem ipsum dolor sit amet " * 10**6)[:text_bytes])
     code = (
         "import resource, sys, json\nfrom pathlib import Path\n"
-        "from data_pipeline.build import build_dataset\n"
-        "from data_pipeline.tokenizer import DocumentTokenizer\n"
+        "from data_pipeline.building.build import build_dataset\n"
+        "from data_pipeline.tokenization.tokenizer import DocumentTokenizer\n"
         "tokenizer = DocumentTokenizer.load(Path(sys.argv[1]))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "build_dataset([Path(sys.argv[2])], tokenizer, Path(sys.argv[3]), heldout_fraction=0)\n"

@@ -16,17 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import corpus_files
-from data_pipeline.corpus import (
+from data_pipeline.corpora import corpus_files
+from data_pipeline.corpora.corpus import (
     Problem,
     find_files,
     is_heldout,
     iterate_documents,
     write_standard_library_corpus,
 )
-from data_pipeline.corpus_files import CorpusFile, read_records
+from data_pipeline.corpora.corpus_files import CorpusFile, read_records
+from data_pipeline.corpora.utf8 import utf8_bytes
 from data_pipeline.errors import DataError
-from data_pipeline.utf8 import utf8_bytes
 
 SHARED = Path(os.environ.get("SPADE_SHARED", Path(__file__).parents[3] / "shared"))
 DOCUMENTS = [

@@ -16,9 +16,9 @@ from faulty_server import FaultyServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import corpus_locations
-from data_pipeline.corpus import find_files, iterate_documents
-from data_pipeline.corpus_locations import open_location
+from data_pipeline.corpora import corpus_locations
+from data_pipeline.corpora.corpus import find_files, iterate_documents
+from data_pipeline.corpora.corpus_locations import open_location
 from data_pipeline.errors import DataError
 
 TEXTS = [f"document {number}\n" + "żółć " * number for number in range(300)]

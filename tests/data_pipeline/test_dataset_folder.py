@@ -14,14 +14,14 @@ import pytest
 import xxhash
 from faulty_server import FaultyServer
 
-from data_pipeline.dataset_folder import (
+from data_pipeline.errors import DataError
+from data_pipeline.remote.dataset_folder import (
     CacheSettings,
     LocalFolder,
     RemoteFolder,
     RetrySettings,
     open_dataset_folder,
 )
-from data_pipeline.errors import DataError
 
 SHARD_BYTES = 300_000
 QUICK = RetrySettings(
@@ -197,7 +197,7 @@ def test_small_files_are_read_bounded_checked_and_kept(
 def test_a_small_file_without_end_is_bounded(
     server: FaultyServer, remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_pipeline.remote_file.MAXIMUM_SMALL_FILE_BYTES", 2**20)
+    monkeypatch.setattr("data_pipeline.remote.remote_file.MAXIMUM_SMALL_FILE_BYTES", 2**20)
     (tmp_path / "served" / "manifest.json").write_bytes(b"{}")
     server.always["manifest.json"] = "endless"
     with pytest.raises(DataError, match="more than the 1048576 bytes"):

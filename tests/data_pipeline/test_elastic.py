@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from streams import random_documents, stream_settings, write_dataset
 
-from data_pipeline.batch_loader import BatchLoader, Stripes
-from data_pipeline.mixture import Stage
 from data_pipeline.objectives import make_objective
 from data_pipeline.objectives.batch import Batch
-from data_pipeline.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.batch_loader import BatchLoader, Stripes
+from data_pipeline.reading.mixture import Stage
+from data_pipeline.reading.stream import PretrainingStream, StreamSettings
 
 GLOBAL_BATCH_SIZE = 24
 STAGES = (Stage(0, {"a": 2, "b": 1}), Stage(333, {"a": 1, "b": 1, "c": 3}))

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import sentencepiece
 
-from data_pipeline.exact_scores import STEPS_PER_NAT, with_exact_scores
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.exact_scores import STEPS_PER_NAT, with_exact_scores
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 def load(model: bytes) -> sentencepiece.SentencePieceProcessor:

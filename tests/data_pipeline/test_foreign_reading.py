@@ -16,16 +16,21 @@ from foreign_texts import direct, infos, texts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.dataset_folder import CacheSettings, LocalFolder, RemoteFolder, RetrySettings
 from data_pipeline.errors import DamageError, DataError
-from data_pipeline.foreign_dataset import index_dataset
-from data_pipeline.foreign_index import TextIndex
-from data_pipeline.foreign_shards import OpenTextShard, TextShardDocuments, TokenCache
-from data_pipeline.manifest import Manifest, ShardInfo
-from data_pipeline.shard_reader import DatasetReader
-from data_pipeline.text_member import TextMember
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.verify import verify_dataset
+from data_pipeline.foreign.dataset import index_dataset
+from data_pipeline.foreign.index import TextIndex
+from data_pipeline.foreign.text_member import TextMember
+from data_pipeline.foreign.text_shards import OpenTextShard, TextShardDocuments, TokenCache
+from data_pipeline.inspection.verify import verify_dataset
+from data_pipeline.reading.shard_reader import DatasetReader
+from data_pipeline.remote.dataset_folder import (
+    CacheSettings,
+    LocalFolder,
+    RemoteFolder,
+    RetrySettings,
+)
+from data_pipeline.shards.manifest import Manifest, ShardInfo
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 @pytest.fixture(scope="session")

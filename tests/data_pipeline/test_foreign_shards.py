@@ -22,11 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.foreign_dataset import index_dataset
-from data_pipeline.foreign_tar import MAXIMUM_EXTENSION_BYTES, FileSource, scan_tar
+from data_pipeline.foreign.dataset import index_dataset
+from data_pipeline.foreign.tars import MAXIMUM_EXTENSION_BYTES, FileSource, scan_tar
+from data_pipeline.foreign.text_member import MAXIMUM_TEXT_BYTES, TextMember, UnusableText
 from data_pipeline.progress import Progress
-from data_pipeline.text_member import MAXIMUM_TEXT_BYTES, TextMember, UnusableText
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 LONG = "folder/" * 30 + "a-name-that-is-longer-than-any-field-of-a-header"
 
@@ -245,7 +245,7 @@ def test_processes_and_interruptions_change_no_byte(tmp_path: Path, tokenizer_fo
     assert seen[-1].done == seen[-1].total
     index_dataset(tmp_path / "two", tokenizer_folder, processes=2)
     program = (
-        "import sys; from pathlib import Path; from data_pipeline.foreign_dataset import *; "
+        "import sys; from pathlib import Path; from data_pipeline.foreign.dataset import *; "
         "index_dataset(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     process = subprocess.Popen(

@@ -24,17 +24,23 @@ import pytest
 import webdataset
 from foreign_tars import END, header, member
 
-from data_pipeline.dataset_folder import open_dataset_folder
 from data_pipeline.errors import DataError
 from data_pipeline.files import readable_json
-from data_pipeline.foreign_dataset import index_dataset
-from data_pipeline.manifest import Manifest
-from data_pipeline.shard_index import build_index
-from data_pipeline.tar_format import document_key, member_header, metadata_json, npy_header, padding
-from data_pipeline.text_member import TextMember
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.verify import verify_dataset
-from data_pipeline.webdataset_stream import WebdatasetStream
+from data_pipeline.foreign.dataset import index_dataset
+from data_pipeline.foreign.text_member import TextMember
+from data_pipeline.foreign.webdataset_stream import WebdatasetStream
+from data_pipeline.inspection.verify import verify_dataset
+from data_pipeline.remote.dataset_folder import open_dataset_folder
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.shard_index import build_index
+from data_pipeline.shards.tar_format import (
+    document_key,
+    member_header,
+    metadata_json,
+    npy_header,
+    padding,
+)
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 DTYPE = np.dtype("<u2")
 

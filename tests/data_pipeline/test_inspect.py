@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.build import build_dataset
+from data_pipeline.building.build import build_dataset
 from data_pipeline.errors import DataError
-from data_pipeline.inspect import (
+from data_pipeline.inspection.inspect import (
     describe_dataset,
     describe_epoch,
     iterate_shard_tokens,
     length_histogram,
 )
-from data_pipeline.inspect_report import write_inspection
-from data_pipeline.manifest import Manifest
-from data_pipeline.tokenizer import DocumentTokenizer, train_tokenizer
+from data_pipeline.inspection.inspect_report import write_inspection
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer, train_tokenizer
 
 
 @given(lengths=st.lists(st.integers(1, 10**6), min_size=1, max_size=60))
@@ -68,7 +68,7 @@ def test_a_description_decodes_with_the_tokenizer_beside_the_data(
     manifest = Manifest.load(prose_data / "train")
     windows = sum(info.tokens // 128 for info in manifest.shards)
     assert description["epoch"]["concat"]["windows"] == windows
-    from data_pipeline.corpus import iterate_documents
+    from data_pipeline.corpora.corpus import iterate_documents
 
     other = train_tokenizer(
         iterate_documents([prose_corpus]), vocab_size=300, sentinels=8, out=tmp_path / "tok"

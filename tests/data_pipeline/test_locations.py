@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data_pipeline.dataset_folder import LocalFolder, open_dataset_folder
 from data_pipeline.errors import DataError
-from data_pipeline.locations import check_location, join_url, show_text, show_url
+from data_pipeline.remote.dataset_folder import LocalFolder, open_dataset_folder
+from data_pipeline.remote.locations import check_location, join_url, show_text, show_url
 
 
 @pytest.mark.parametrize(

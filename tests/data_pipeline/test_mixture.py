@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.mixture import Mixture, Stage, temperature_weights
+from data_pipeline.reading.mixture import Mixture, Stage, temperature_weights
 
 NAMES = ("a", "b", "c", "d", "e")
 WEIGHTS = st.lists(

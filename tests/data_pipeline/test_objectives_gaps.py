@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objective_rows import FIRST_TEXT_ID, VOCAB, random_keys, random_windows, rows_of
 
-from data_pipeline.corpus import Document
+from data_pipeline.corpora.corpus import Document
 from data_pipeline.errors import DataError
 from data_pipeline.objectives.batch import SpecialTokens, Windows
 from data_pipeline.objectives.gap_sentences import GapSentences
 from data_pipeline.objectives.sentences import sentence_end_table
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.tokenization.tokenizer import train_tokenizer
 
 KEYS = random_keys(0, 100)
 assert VOCAB.sentence_end is not None

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.corpus import find_files, is_heldout, iterate_documents
-from data_pipeline.corpus_scan import (
+from data_pipeline.building.plan import (
+    HELDOUT,
+    TRAIN,
+    CorpusChangedError,
+    Planner,
+    PlanReader,
+    ShardPlan,
+)
+from data_pipeline.building.scan_together import scan_corpus
+from data_pipeline.building.team import Dealer, Team, split_by_cost
+from data_pipeline.corpora.corpus import find_files, is_heldout, iterate_documents
+from data_pipeline.corpora.corpus_scan import (
     ROW,
     ReadingOptions,
     UnitScan,
@@ -20,12 +30,9 @@ from data_pipeline.corpus_scan import (
     scan_unit,
     scan_units,
 )
-from data_pipeline.deduplication import find_duplicates
+from data_pipeline.corpora.deduplication import find_duplicates
 from data_pipeline.errors import DataError
-from data_pipeline.plan import HELDOUT, TRAIN, CorpusChangedError, Planner, PlanReader, ShardPlan
 from data_pipeline.progress import Work
-from data_pipeline.scan_together import scan_corpus
-from data_pipeline.team import Dealer, Team, split_by_cost
 
 OPTIONS = ReadingOptions(text_field="text", name_field="id")
 FRACTION = 0.3

@@ -16,13 +16,13 @@ from faulty_server import FaultyServer
 from remote_shards import QUICK
 from streams import open_stream, random_documents, stream_settings, write_dataset
 
-from data_pipeline import shard_reader
-from data_pipeline.batch_loader import BatchLoader, Stripes
-from data_pipeline.dataset_folder import CacheSettings
 from data_pipeline.errors import DamageError, DataError, UnavailableError
-from data_pipeline.manifest import Manifest
 from data_pipeline.objectives import make_objective
-from data_pipeline.quarantine import Quarantine, QuarantineEntry
+from data_pipeline.reading import shard_reader
+from data_pipeline.reading.batch_loader import BatchLoader, Stripes
+from data_pipeline.reading.quarantine import Quarantine, QuarantineEntry
+from data_pipeline.remote.dataset_folder import CacheSettings
+from data_pipeline.shards.manifest import Manifest
 
 OBJECTIVE = make_objective("causal_lm", input_length_tokens=64)
 LENIENT = {"objective": OBJECTIVE, "on_damage": "quarantine", "max_damaged_fraction": 0.6}

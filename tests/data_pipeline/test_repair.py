@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import build_dataset
+from data_pipeline.building.build import build_dataset
+from data_pipeline.building.repair import repair_dataset
+from data_pipeline.corpora.filters import TextRules
 from data_pipeline.errors import DataError
-from data_pipeline.filters import TextRules
-from data_pipeline.repair import repair_dataset
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.sample_order import SampleOrder
+from data_pipeline.reading.sample_order import SampleOrder
 
 COUNTS = st.integers(1, 5).flatmap(
     lambda buckets: st.lists(

@@ -24,8 +24,8 @@ from remote_shards import (
     used_bytes,
 )
 
-from data_pipeline.dataset_folder import CacheSettings, RemoteFolder
 from data_pipeline.errors import DataError
+from data_pipeline.remote.dataset_folder import CacheSettings, RemoteFolder
 
 
 @pytest.fixture

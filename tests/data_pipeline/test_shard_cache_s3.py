@@ -22,8 +22,8 @@ from remote_shards import (
     used_bytes,
 )
 
-from data_pipeline.dataset_folder import CacheSettings, RemoteFolder, RetrySettings
 from data_pipeline.errors import DataError
+from data_pipeline.remote.dataset_folder import CacheSettings, RemoteFolder, RetrySettings
 
 # Loading the server alone takes seconds.
 pytestmark = pytest.mark.slow

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import OBJECTIVE, open_stream, random_documents, write_dataset
 
-from data_pipeline import shard_reader
-from data_pipeline.dataset_folder import LocalFolder
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
-from data_pipeline.mixture import Stage
 from data_pipeline.objectives.span_corruption import SpanCorruption
-from data_pipeline.shard_reader import DatasetReader
-from data_pipeline.stream import PretrainingStream
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.reading import shard_reader
+from data_pipeline.reading.mixture import Stage
+from data_pipeline.reading.shard_reader import DatasetReader
+from data_pipeline.reading.stream import PretrainingStream
+from data_pipeline.remote.dataset_folder import LocalFolder
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,9 @@ def test_few_files_are_open_at_a_time(train: Path, monkeypatch: pytest.MonkeyPat
 def test_the_room_needs_no_torch() -> None:
     code = (
         "import sys, data_pipeline; data_pipeline.PretrainingStream, data_pipeline.Manifest\n"
-        "import data_pipeline.build, data_pipeline.verify, data_pipeline.inspect\n"
-        "import data_pipeline.unigram, data_pipeline.batch_loader\n"
+        "import data_pipeline.building.build, data_pipeline.inspection.verify\n"
+        "import data_pipeline.inspection.inspect\n"
+        "import data_pipeline.reading.unigram, data_pipeline.reading.batch_loader\n"
         "assert not {'torch', 'webdataset', 'mpi4py.MPI', 'fsspec'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

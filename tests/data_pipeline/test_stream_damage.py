@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from streams import open_stream, stream_settings
 
-from data_pipeline import shard_reader
-from data_pipeline.batch_loader import BatchLoader, Stripes
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.objectives.span_corruption import SpanCorruption
-from data_pipeline.stream import PretrainingStream
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.reading import shard_reader
+from data_pipeline.reading.batch_loader import BatchLoader, Stripes
+from data_pipeline.reading.stream import PretrainingStream
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import ShardInfo
-from data_pipeline.shard_index import ShardIndex, build_index, index_checksum
-from data_pipeline.shard_writer import finished_shard, write_shard
-from data_pipeline.tar_format import (
+from data_pipeline.shards.manifest import ShardInfo
+from data_pipeline.shards.shard_index import ShardIndex, build_index, index_checksum
+from data_pipeline.shards.shard_writer import finished_shard, write_shard
+from data_pipeline.shards.tar_format import (
     MAXIMUM_MEMBER_BYTES,
     document_key,
     member_header,

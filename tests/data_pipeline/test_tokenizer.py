@@ -15,10 +15,10 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.corpus import Document, iterate_documents
+from data_pipeline.corpora.corpus import Document, iterate_documents
 from data_pipeline.errors import DataError
 from data_pipeline.progress import Progress
-from data_pipeline.segments import (
+from data_pipeline.tokenization.segments import (
     SEGMENT_CHARACTERS,
     SEGMENT_PATTERN,
     SegmentSample,
@@ -27,7 +27,7 @@ from data_pipeline.segments import (
     iterate_segment_blocks,
     level_shares,
 )
-from data_pipeline.tokenizer import DocumentTokenizer, train_tokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer, train_tokenizer
 
 SHARED = Path(os.environ.get("SPADE_SHARED", Path(__file__).parents[3] / "shared"))
 NASTY_TEXTS = [

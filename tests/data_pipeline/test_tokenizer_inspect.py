@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.corpus import Document
+from data_pipeline.corpora.corpus import Document
 from data_pipeline.errors import DataError
 from data_pipeline.progress import Progress
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.tokenizer_inspect import inspect_tokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.tokenizer_inspect import inspect_tokenizer
 
 
 @pytest.fixture(scope="module")

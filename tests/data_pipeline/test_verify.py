@@ -16,14 +16,14 @@ import pytest
 from streams import open_stream
 
 from data_pipeline.errors import DataError
-from data_pipeline.inspect import describe_dataset, iterate_shard_tokens
-from data_pipeline.manifest import Manifest
+from data_pipeline.inspection.inspect import describe_dataset, iterate_shard_tokens
+from data_pipeline.inspection.verify import verify_dataset
 from data_pipeline.objectives.batch import SpecialTokens
 from data_pipeline.progress import Progress
-from data_pipeline.shard_index import build_index, index_checksum
-from data_pipeline.shard_writer import write_shard
-from data_pipeline.unigram import UnigramBaseline, target_unigram
-from data_pipeline.verify import verify_dataset
+from data_pipeline.reading.unigram import UnigramBaseline, target_unigram
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.shard_index import build_index, index_checksum
+from data_pipeline.shards.shard_writer import write_shard
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from data_pipeline.dataset_folder import CacheSettings, RetrySettings
 from data_pipeline.errors import DataError
-from data_pipeline.foreign_dataset import index_dataset
-from data_pipeline.foreign_shards import load_text_index
-from data_pipeline.text_member import TextMember
-from data_pipeline.tokenizer import DocumentTokenizer
-from data_pipeline.webdataset_stream import ReaderPlace, StreamedText, WebdatasetStream
+from data_pipeline.foreign.dataset import index_dataset
+from data_pipeline.foreign.text_member import TextMember
+from data_pipeline.foreign.text_shards import load_text_index
+from data_pipeline.foreign.webdataset_stream import ReaderPlace, StreamedText, WebdatasetStream
+from data_pipeline.remote.dataset_folder import CacheSettings, RetrySettings
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 SIZES = (7, 1, 12, 5, 9)
 
@@ -324,7 +324,7 @@ def test_the_index_and_the_stream_see_the_same_texts(
 
 def test_importing_loads_no_torch() -> None:
     program = (
-        "import sys, data_pipeline.webdataset_stream, data_pipeline.foreign_dataset; "
+        "import sys, data_pipeline.foreign.webdataset_stream, data_pipeline.foreign.dataset; "
         "sys.exit('torch' in sys.modules or 'webdataset' in sys.modules or 'fsspec' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

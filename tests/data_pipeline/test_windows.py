@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import open_stream, random_documents, write_dataset
 
-from data_pipeline.dataset_folder import LocalFolder
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import Manifest
 from data_pipeline.objectives import make_objective
-from data_pipeline.windows import (
+from data_pipeline.reading.windows import (
     SHORTEST_DOCUMENT_TOKENS,
     DocumentWindows,
     bucket_edges,
     document_parts,
     make_windows,
 )
+from data_pipeline.remote.dataset_folder import LocalFolder
+from data_pipeline.shards.manifest import Manifest
 
 
 @settings(deadline=None)

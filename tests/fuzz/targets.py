@@ -20,13 +20,14 @@ import xxhash
 
 from data_pipeline.errors import DamageError, DataError
 from data_pipeline.files import canonical_json, parse_json_object
-from data_pipeline.foreign_index import TextIndex
-from data_pipeline.foreign_tar import FileSource, scan_tar
-from data_pipeline.locations import check_location, join_url, show_text, show_url
-from data_pipeline.manifest import FORMAT_VERSION, Manifest
-from data_pipeline.quarantine import QuarantineEntry
-from data_pipeline.shard_index import BlockHasher, IndexBuilder, ShardIndex
-from data_pipeline.tar_format import (
+from data_pipeline.foreign.index import TextIndex
+from data_pipeline.foreign.tars import FileSource, scan_tar
+from data_pipeline.foreign.text_member import TextMember, UnusableText
+from data_pipeline.reading.quarantine import QuarantineEntry
+from data_pipeline.remote.locations import check_location, join_url, show_text, show_url
+from data_pipeline.shards.manifest import FORMAT_VERSION, Manifest
+from data_pipeline.shards.shard_index import BlockHasher, IndexBuilder, ShardIndex
+from data_pipeline.shards.tar_format import (
     END_OF_TAR,
     document_key,
     member_header,
@@ -36,8 +37,7 @@ from data_pipeline.tar_format import (
     scan_documents,
     tokens_from_npy,
 )
-from data_pipeline.text_member import TextMember, UnusableText
-from data_pipeline.tokenizer import DocumentTokenizer, fingerprint_of
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer, fingerprint_of
 
 Target = Callable[[bytes], None]
 
@@ -308,8 +308,8 @@ def location(data: bytes) -> None:
 
 @cache
 def _tokenizer_files() -> tuple[bytes, dict[str, Any]]:
-    from data_pipeline.corpus import Document
-    from data_pipeline.tokenizer import train_tokenizer
+    from data_pipeline.corpora.corpus import Document
+    from data_pipeline.tokenization.tokenizer import train_tokenizer
 
     words = [f"word{number * 7919 % 1000} and {number}" for number in range(3000)]
     documents = [Document(name=str(part), text="\n".join(words)) for part in range(3)]
@@ -348,7 +348,7 @@ def tokenizer_model(data: bytes) -> None:
 @_target(lambda: [b"", b"\x00\x00\x01", bytes(range(64))])
 def stream_state(data: bytes) -> None:
     """The state of a stream through webdataset."""
-    from data_pipeline.webdataset_stream import WebdatasetStream
+    from data_pipeline.foreign.webdataset_stream import WebdatasetStream
 
     stream = _stream()
     state = _edited(stream.state_dict(), data)
@@ -359,7 +359,7 @@ def stream_state(data: bytes) -> None:
 
 @cache
 def _stream() -> Any:
-    from data_pipeline.webdataset_stream import WebdatasetStream
+    from data_pipeline.foreign.webdataset_stream import WebdatasetStream
 
     folder = Path(tempfile.mkdtemp())
     (folder / "a.tar").write_bytes(END_OF_TAR)

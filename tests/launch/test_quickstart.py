@@ -80,7 +80,7 @@ def test_fills_stand_between_their_neighbours(capsys: pytest.CaptureFixture[str]
 
 def write_corpus(path: Path) -> Path:
     """Sixty of the standard library's files: long enough to mask, few enough to be quick."""
-    from data_pipeline.corpus import write_standard_library_corpus
+    from data_pipeline.corpora.corpus import write_standard_library_corpus
 
     whole = write_standard_library_corpus(path.parent / "library")
     with whole.open(encoding="utf-8") as stream, path.open("w", encoding="utf-8") as out:

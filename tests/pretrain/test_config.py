@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipeline.corpus import iterate_documents
+from data_pipeline.corpora.corpus import iterate_documents
 from data_pipeline.errors import DataError
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.tokenization.tokenizer import train_tokenizer
 from pretrain.config import RunConfig, json_schema
 from pretrain.errors import ConfigError
 from pretrain.planner import describe

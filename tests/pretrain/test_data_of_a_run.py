@@ -10,7 +10,7 @@ import tarfile
 import pytest
 from worker_processes import Workers, losses, read_lines, train
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest
 from pretrain.checkpoint_format import latest_complete, read_manifest
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError

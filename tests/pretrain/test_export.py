@@ -20,7 +20,7 @@ from worker_processes import train
 pytest.importorskip("transformers")
 
 import pretrain.export as export_module
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.checkpoint import latest_complete, load_run_config, load_weights
 from pretrain.export import ExportError, ExportReport, export
 from spade_model import SpadeForSeq2Seq
@@ -274,8 +274,8 @@ class TestRefusals:
 
     def test_another_tokenizer(self, run: Path, prose_data: Path, tmp_path: Path) -> None:
         """The folder the configuration names holds something else now."""
-        from data_pipeline.corpus import Document
-        from data_pipeline.tokenizer import train_tokenizer
+        from data_pipeline.corpora.corpus import Document
+        from data_pipeline.tokenization.tokenizer import train_tokenizer
 
         lines = [f"other words {number} altogether {number * 7}" for number in range(400)]
         train_tokenizer(

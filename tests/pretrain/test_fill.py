@@ -20,7 +20,7 @@ TEXT = "\n".join(f"line {number} says that every word may hide" for number in ra
 @pytest.fixture(scope="module")
 def exported(prose_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as `export` writes it, of a model that has learned nothing."""
-    from data_pipeline.segments import SEGMENT_PATTERN
+    from data_pipeline.tokenization.segments import SEGMENT_PATTERN
     from spade_model.huggingface import (
         SpadeForConditionalGeneration,
         SpadePretrainedConfig,

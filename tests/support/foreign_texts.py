@@ -7,11 +7,11 @@ import os
 import random
 from pathlib import Path
 
-from data_pipeline.dataset_folder import LocalFolder
-from data_pipeline.foreign_shards import TextShardDocuments, TokenCache
-from data_pipeline.manifest import ShardInfo
-from data_pipeline.text_member import TextMember
-from data_pipeline.tokenizer import DocumentTokenizer
+from data_pipeline.foreign.text_member import TextMember
+from data_pipeline.foreign.text_shards import TextShardDocuments, TokenCache
+from data_pipeline.remote.dataset_folder import LocalFolder
+from data_pipeline.shards.manifest import ShardInfo
+from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 
 def texts(number: int, seed: int = 0) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from data_pipeline.dataset_folder import RetrySettings
+from data_pipeline.remote.dataset_folder import RetrySettings
 
 SHARD_BYTES = 400_000
 QUICK = RetrySettings(
@@ -25,7 +25,7 @@ READER = """
 import json, os, random, sys
 import xxhash
 from pathlib import Path
-from data_pipeline.dataset_folder import CacheSettings, RemoteFolder, RetrySettings
+from data_pipeline.remote.dataset_folder import CacheSettings, RemoteFolder, RetrySettings
 from tests_shard import Shard
 url, cache, size_bytes, seed, rounds, shards = sys.argv[1:]
 retry = RetrySettings(attempts=4, timeout_seconds=5.0, first_delay_seconds=0.01)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.manifest import FORMAT_VERSION, Manifest
 from data_pipeline.objectives import Objective
 from data_pipeline.objectives.span_corruption import SpanCorruption
-from data_pipeline.shard_writer import write_shard
-from data_pipeline.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.shards.manifest import FORMAT_VERSION, Manifest
+from data_pipeline.shards.shard_writer import write_shard
 
 OBJECTIVE = SpanCorruption(64)
 

@@ -1,0 +1,1 @@
+"""From corpora to shards: planning, sharing the work, writing, and mending."""

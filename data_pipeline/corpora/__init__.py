@@ -1,0 +1,1 @@
+"""Documents as they lie: finding, reading, filtering and comparing them."""

@@ -1,0 +1,1 @@
+"""Tars that others made: indexing them, and reading their texts as ids."""

@@ -1,0 +1,1 @@
+"""Looking at data sets: what is in them, and whether it is as it was written."""

@@ -1,0 +1,1 @@
+"""Where data sets lie: folders, and URLs behind a bounded cache."""

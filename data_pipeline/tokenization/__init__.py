@@ -1,0 +1,1 @@
+"""From text to ids: training a tokenizer, using it, and judging it."""
