@@ -127,6 +127,9 @@ class DataSettings(Section):
     it for remote data."""
     workers: NonNegative = 0
     """Processes on each rank that make batches; 0 makes them in a thread."""
+    memory_map: bool = False
+    """Read shards through memory maps: faster, but a shard that is cut off while it is used ends
+    the process (SIGBUS)."""
     on_damage: DamagePolicy = "fail"
     """Damaged data end the run, or are put in `quarantine` and replaced by other samples."""
     max_damaged_fraction: Annotated[float, Field(gt=0, le=1)] = 1e-3
@@ -248,6 +251,7 @@ class DataSettings(Section):
             group_shards=self.group_shards,
             bucket_samples=self.bucket_samples,
             document_boundaries=self.document_boundaries,
+            memory_map=self.memory_map,
             on_damage=self.on_damage,
             max_damaged_fraction=self.max_damaged_fraction,
             quarantined=quarantined,

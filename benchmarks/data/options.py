@@ -8,7 +8,7 @@ from tempfile import gettempdir
 
 LOADERS = (
     *("webdataset", "webdataset tuned", "mosaic", "litdata", "litdata TokensLoader"),
-    *("energon", "flat memmap", "ours"),
+    *("energon", "flat memmap", "ours", "ours mapped"),
 )
 RESUMERS = (
     *("webdataset skipping", "webdataset stateful", "stateful map", "mosaic", "litdata"),
@@ -46,7 +46,7 @@ SMOKE = Options(
     corpus_bytes=1_000_000,
     vocab_size=1_000,
     sets=("windows of 2,048",),
-    loaders=("webdataset tuned", "flat memmap", "ours"),
+    loaders=("webdataset tuned", "flat memmap", "ours", "ours mapped"),
     resumers=("stateful map", "ours"),
     workers=(0, 1),
     resumed_workers=(1, 0),

@@ -63,6 +63,8 @@ class StreamSettings:
         document_boundaries: Whether batches tell the documents of a window apart.
         on_damage: Whether damaged data end the run or are gone around.
         max_damaged_fraction: Share of a data set that may be damaged all the same.
+        memory_map: Whether shards are read through memory maps: faster, but a shard that is cut off
+            while it is used ends the process.
         quarantined: What is known to be damaged from before.
         cache: Where remote data sets are kept.
         tokenizer: Folder of the tokenizer; needed where a source holds texts.
@@ -80,6 +82,7 @@ class StreamSettings:
     document_boundaries: bool = False
     on_damage: DamagePolicy = "fail"
     max_damaged_fraction: float = DEFAULT_MAXIMUM_FRACTION
+    memory_map: bool = False
     quarantined: tuple[QuarantineEntry, ...] = ()
     cache: CacheSettings | None = None
     tokenizer: Path | None = None
@@ -140,7 +143,9 @@ class _Source:
         tokenizer = None
         if self.manifest.kind == "text" and settings.tokenizer is not None:
             tokenizer = DocumentTokenizer.load(settings.tokenizer)
-        self.reader = DatasetReader(self.folder, self.manifest, tokenizer)
+        self.reader = DatasetReader(
+            self.folder, self.manifest, tokenizer, memory_map=settings.memory_map
+        )
 
     def locate(
         self, numbers: IntegerArray

@@ -167,6 +167,7 @@ def test_too_few_sentinels_are_found_when_opening(train: Path) -> None:
     cuts=st.lists(st.integers(1, 19), max_size=3),
     window_tokens=st.integers(1, 3000),
     vocab_size=st.sampled_from([60_000, 10**6]),
+    memory_map=st.booleans(),
 )
 def test_windows_are_exact_whatever_the_documents(
     tmp_path_factory: pytest.TempPathFactory,
@@ -174,6 +175,7 @@ def test_windows_are_exact_whatever_the_documents(
     cuts: list[int],
     window_tokens: int,
     vocab_size: int,
+    memory_map: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("set")
     documents = [np.arange(start, start + n) % 59_000 for start, n in enumerate(lengths)]
@@ -182,7 +184,7 @@ def test_windows_are_exact_whatever_the_documents(
     manifest = write_dataset(folder, parts, vocab_size)
     assert Manifest.load(folder) == manifest
     assert Manifest.load(LocalFolder(folder)).fingerprint == manifest.fingerprint
-    reader = DatasetReader(LocalFolder(folder), manifest)
+    reader = DatasetReader(LocalFolder(folder), manifest, memory_map=memory_map)
     choose = random.Random(0)
     lines = [np.concatenate(part).astype(manifest.token_dtype) for part in parts]
     for _ in range(30):

@@ -19,6 +19,7 @@ _HOMES = {
     "litdata TokensLoader": ("lit", "LitdataTokens"),
     "energon": ("energons", "Energon"),
     "ours": ("ours", "Ours"),
+    "ours mapped": ("ours", "OursMapped"),
 }
 
 

@@ -39,6 +39,8 @@ class _Run(Run):
 class Ours(Loader):
     """Batches without an objective, as others have none; the state is one number."""
 
+    memory_map = False
+
     def prepare(self, data: TokenSet) -> None:
         """Nothing: the corpus is in our form."""
 
@@ -50,6 +52,7 @@ class Ours(Loader):
             objective=make_objective("causal_lm", input_length_tokens=length),
             seed=0,
             windows="concat" if data.window_tokens else "document",
+            memory_map=self.memory_map,
         )
         start_sample = state or 0
         stripes = Stripes(
@@ -60,3 +63,9 @@ class Ours(Loader):
             start_sample=start_sample,
         )
         return _Run(BatchLoader(settings, stripes, workers=workers), start_sample, data.batch)
+
+
+class OursMapped(Ours):
+    """The same through memory maps."""
+
+    memory_map = True
