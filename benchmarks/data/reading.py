@@ -92,12 +92,13 @@ def _claims(found: dict[str, list[dict[str, Any]]], options: Options) -> list[st
             for loader, results in found.items()
             if results
         }
-        ours = rates.pop(_OURS)
+        ours = {loader: rates.pop(loader) for loader in list(rates) if loader.startswith(_OURS)}
         if rates:
             best = max(rates, key=rates.__getitem__)
-            sentences.append(
-                f"{workers} workers: ours is {ours / rates[best]:.2f} times the best other, {best}"
-            )
+            sentences += [
+                f"{workers} workers: {name}, {rate / rates[best]:.2f} times the best other, {best}"
+                for name, rate in ours.items()
+            ]
     return sentences
 
 

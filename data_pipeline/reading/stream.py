@@ -26,6 +26,7 @@ from data_pipeline.reading.quarantine import (
     Quarantine,
     QuarantineEntry,
 )
+from data_pipeline.reading.recycled_memory import RecycledMemory
 from data_pipeline.reading.sample_order import SampleOrder
 from data_pipeline.reading.shard_reader import DatasetReader, check_shard_size
 from data_pipeline.reading.windows import WindowLayout, WindowMode, make_windows
@@ -191,6 +192,7 @@ class PretrainingStream:
         if not settings.sources:
             raise DataError("no data set given: name at least one")
         self.settings = settings
+        self._memory = RecycledMemory()
         self._sources = [_Source(name, settings) for name in settings.sources]
         names = [source.name for source in self._sources]
         manifests = {source.name: source.manifest for source in self._sources}
@@ -286,7 +288,7 @@ class PretrainingStream:
         """
         width = int(samples.lengths.max(initial=0))
         dtype = self._sources[0].manifest.token_dtype
-        tokens = np.empty((len(samples.lengths), width), dtype=dtype)
+        tokens = self._memory.empty((len(samples.lengths), width), dtype)
         segments = None
         if self.settings.document_boundaries:
             segments = np.zeros(tokens.shape, dtype=np.uint16)
