@@ -6,6 +6,7 @@ messages hold one flat piece of memory each, whatever the batches are made of.
 
 from __future__ import annotations
 
+import gc
 import queue
 import signal
 import threading
@@ -292,17 +293,22 @@ class _Workers:
                     yield DataError(str(error))
 
         PretrainingStream(settings).close()  # what is wrong is better said here than in a worker
-        self._iterator: Iterator[Any] = iter(
-            DataLoader(
-                Messages(),
-                batch_size=None,
-                num_workers=workers,
-                prefetch_factor=messages,
-                worker_init_fn=_leave_signals,
-                # An own generator, so that the run's random numbers are left alone.
-                generator=torch.Generator(),
-            )
+        loader = DataLoader(
+            Messages(),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=messages,
+            worker_init_fn=_leave_signals,
+            # An own generator, so that the run's random numbers are left alone.
+            generator=torch.Generator(),
         )
+        # Workers are forks: were the trainer's objects looked through by their collections of
+        # garbage, its pages would be copied, which takes a tenth of a second.
+        gc.freeze()
+        try:
+            self._iterator: Iterator[Any] = iter(loader)
+        finally:
+            gc.unfreeze()
 
     def take(self) -> _Message:
         item = next(self._iterator)
