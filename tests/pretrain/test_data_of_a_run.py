@@ -83,9 +83,9 @@ def test_a_run_goes_around_damage_and_remembers_it(
         content[member.offset_data + 300] ^= 1
         path.write_bytes(content)
     run_settings["data"] |= {"train": str(folder)}
-    run_settings["train"] |= {"max_steps": 30, "log_every_steps": 1}
-    run_settings["checkpoint"] = {"every_steps": 15, "keep_last": 9}
-    run_settings["evaluation"]["every_steps"] = 30
+    run_settings["train"] |= {"max_steps": 16, "log_every_steps": 1}
+    run_settings["checkpoint"] = {"every_steps": 8, "keep_last": 9}
+    run_settings["evaluation"]["every_steps"] = 16
     config = write_config(run_settings)
 
     refused = Workers(config, "name=strict", processes=1)
@@ -96,7 +96,7 @@ def test_a_run_goes_around_damage_and_remembers_it(
     train(config, "name=whole", *lenient, processes=2)
     workers = Workers(config, "name=parts", *lenient, processes=2)
     run = tmp_path / "runs" / "parts"
-    workers.wait_for_step(run / "metrics.jsonl", 17)
+    workers.wait_for_step(run / "metrics.jsonl", 10)
     workers.signal(signal.SIGKILL)
     workers.wait()
     # Repaired in the meantime: the run still goes around what it knew, as the other one does.
@@ -105,11 +105,10 @@ def test_a_run_goes_around_damage_and_remembers_it(
     assert {entry["source"] for entry in known} == {"train"}
     shutil.rmtree(folder)
     shutil.copytree(prose_data / "train", folder)
-    shutil.copytree(run, tmp_path / "runs" / "again")
     train(config, "name=parts", *lenient, processes=1)
     lines = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
     assert [entry for entry in lines if entry in known] == known
-    assert losses(run)[:15] == losses(tmp_path / "runs" / "whole")[:15]
+    assert losses(run)[:8] == losses(tmp_path / "runs" / "whole")[:8]
 
 
 @pytest.mark.parametrize(
