@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from data_pipeline.reading.sample_order import SampleOrder
-    from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+    from data_pipeline.reading.source import StreamSettings
+    from data_pipeline.reading.stream import PretrainingStream
     from data_pipeline.shards.manifest import Manifest
 
 __all__ = ["Manifest", "PretrainingStream", "SampleOrder", "StreamSettings"]
@@ -19,7 +20,7 @@ _HOMES = {
     "Manifest": "data_pipeline.shards.manifest",
     "PretrainingStream": "data_pipeline.reading.stream",
     "SampleOrder": "data_pipeline.reading.sample_order",
-    "StreamSettings": "data_pipeline.reading.stream",
+    "StreamSettings": "data_pipeline.reading.source",
 }
 
 

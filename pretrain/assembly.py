@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes
 from data_pipeline.reading.quarantine import QuarantineEntry
-from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.source import StreamSettings
+from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.reading.unigram import target_unigram
 from pretrain.checkpoint import Position, find_resumable, load_checkpoint
 from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest

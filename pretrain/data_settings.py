@@ -12,7 +12,8 @@ from data_pipeline.objectives import Objective, make_objective
 from data_pipeline.objectives.sentences import sentence_end_table
 from data_pipeline.reading.mixture import Stage, temperature_weights
 from data_pipeline.reading.quarantine import DamagePolicy, QuarantineEntry
-from data_pipeline.reading.stream import StreamSettings, special_tokens
+from data_pipeline.reading.source import StreamSettings
+from data_pipeline.reading.stream import special_tokens
 from data_pipeline.reading.windows import WindowMode
 from data_pipeline.remote.dataset_folder import CacheSettings, open_dataset_folder
 from data_pipeline.shards.manifest import Manifest

@@ -6,7 +6,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,41 +16,10 @@ from data_pipeline.errors import DamageError, DataError
 from data_pipeline.foreign.index import TextIndex
 from data_pipeline.foreign.text_member import TextMember, UnusableText
 from data_pipeline.remote.dataset_folder import DatasetFolder
+from data_pipeline.shards.manifest import ShardInfo
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 DEFAULT_CACHE_BYTES = 64 * 2**20
-
-
-class TextShardInfo(Protocol):
-    """What must be known of a tar; `manifest.ShardInfo` is one."""
-
-    @property
-    def file(self) -> str:
-        """Name of the tar."""
-
-    @property
-    def index_file(self) -> str:
-        """Name of its index."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of the tar."""
-
-    @property
-    def documents(self) -> int:
-        """Texts in it."""
-
-    @property
-    def tokens(self) -> int:
-        """Ids they become."""
-
-    @property
-    def checksum(self) -> str:
-        """xxh3_128 of the tar, in hex."""
-
-    @property
-    def index_checksum(self) -> str:
-        """xxh3_128 of the index, in hex."""
 
 
 class TokenCache:
@@ -93,7 +62,7 @@ class TextShardDocuments:
     def __init__(
         self,
         folder: DatasetFolder,
-        info: TextShardInfo,
+        info: ShardInfo,
         member: TextMember,
         tokenizer: DocumentTokenizer,
         cache: TokenCache,
@@ -189,7 +158,7 @@ class OpenTextShard:
     def __init__(
         self,
         folder: DatasetFolder,
-        info: TextShardInfo,
+        info: ShardInfo,
         member: TextMember,
         tokenizer: DocumentTokenizer,
         cache: TokenCache,
@@ -260,7 +229,7 @@ class OpenTextShard:
         return self._documents.document_tokens(descriptor, position)
 
 
-def load_text_index(folder: DatasetFolder, info: TextShardInfo) -> TextIndex:
+def load_text_index(folder: DatasetFolder, info: ShardInfo) -> TextIndex:
     """Reads the index of a foreign tar.
 
     Raises:

@@ -23,7 +23,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.objectives.batch import Batch
 from data_pipeline.permutation import IntegerArray
 from data_pipeline.reading.quarantine import QuarantineEntry
-from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.source import StreamSettings
+from data_pipeline.reading.stream import PretrainingStream
 
 _POLL_SECONDS = 0.1
 _MESSAGE_BYTES = 2**20

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from data_pipeline.errors import DataError
 from data_pipeline.files import make_folder, write_atomically
 from data_pipeline.permutation import IntegerArray
-from data_pipeline.reading.shard_reader import document_lengths
+from data_pipeline.reading.dataset_reader import document_lengths
 from data_pipeline.remote.dataset_folder import DatasetFolder, LocalFolder
 from data_pipeline.shards.manifest import Manifest
 

@@ -15,7 +15,7 @@ from streams import open_stream, random_documents, stream_settings, write_datase
 from data_pipeline.errors import DataError
 from data_pipeline.objectives import make_objective
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes, _fill, _laid_out, _unpacked
-from data_pipeline.reading.stream import StreamSettings
+from data_pipeline.reading.source import StreamSettings
 
 
 @pytest.fixture(scope="module")

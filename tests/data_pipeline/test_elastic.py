@@ -17,7 +17,8 @@ from data_pipeline.objectives import make_objective
 from data_pipeline.objectives.batch import Batch
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes
 from data_pipeline.reading.mixture import Stage
-from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.source import StreamSettings
+from data_pipeline.reading.stream import PretrainingStream
 
 GLOBAL_BATCH_SIZE = 24
 STAGES = (Stage(0, {"a": 2, "b": 1}), Stage(333, {"a": 1, "b": 1, "c": 3}))

@@ -22,7 +22,7 @@ from data_pipeline.foreign.index import TextIndex
 from data_pipeline.foreign.text_member import TextMember
 from data_pipeline.foreign.text_shards import OpenTextShard, TextShardDocuments, TokenCache
 from data_pipeline.inspection.verify import verify_dataset
-from data_pipeline.reading.shard_reader import DatasetReader
+from data_pipeline.reading.dataset_reader import DatasetReader
 from data_pipeline.remote.dataset_folder import (
     CacheSettings,
     LocalFolder,

@@ -19,9 +19,9 @@ from streams import OBJECTIVE, open_stream, random_documents, write_dataset
 
 from data_pipeline.errors import DataError
 from data_pipeline.objectives.span_corruption import SpanCorruption
-from data_pipeline.reading import shard_reader
+from data_pipeline.reading import dataset_reader
+from data_pipeline.reading.dataset_reader import DatasetReader
 from data_pipeline.reading.mixture import Stage
-from data_pipeline.reading.shard_reader import DatasetReader
 from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.remote.dataset_folder import LocalFolder
 from data_pipeline.shards.manifest import Manifest
@@ -202,7 +202,7 @@ def test_windows_are_exact_whatever_the_documents(
 
 
 def test_few_files_are_open_at_a_time(train: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_reader, "_MAXIMUM_OPEN_SHARDS", 2)
+    monkeypatch.setattr(dataset_reader, "_MAXIMUM_OPEN_SHARDS", 2)
     folder = LocalFolder(train)
     reader = DatasetReader(folder, Manifest.load(folder))
     expected, got = hashlib.sha256(), hashlib.sha256()

@@ -10,7 +10,8 @@ import numpy as np
 
 from data_pipeline.objectives import Objective
 from data_pipeline.objectives.span_corruption import SpanCorruption
-from data_pipeline.reading.stream import PretrainingStream, StreamSettings
+from data_pipeline.reading.source import StreamSettings
+from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.shards.manifest import FORMAT_VERSION, Manifest
 from data_pipeline.shards.shard_writer import write_shard
 

@@ -11,7 +11,7 @@ from benchmarks.data.corpus import TokenSet
 from benchmarks.data.loaders.interface import Loader, Run
 from data_pipeline.objectives import make_objective
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes
-from data_pipeline.reading.stream import StreamSettings
+from data_pipeline.reading.source import StreamSettings
 
 _LONGEST_DOCUMENT_TOKENS = 16_384
 
