@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes
 from data_pipeline.reading.quarantine import QuarantineEntry
-from data_pipeline.reading.source import StreamSettings
 from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.reading.unigram import target_unigram
 from pretrain.checkpoint import Position, find_resumable, load_checkpoint
@@ -72,7 +71,11 @@ def assemble_trainer(
         config.train.seed, tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
     )
     objective = settings.objective
-    evaluation = _evaluation(config, settings, ranks, device)
+    stream = PretrainingStream(settings)
+    if ranks.rank == 0:
+        stream.check_files()
+    evaluation = _evaluation(config, stream, ranks, device)
+    stream.close()
 
     torch.manual_seed(config.train.seed)  # the same initial weights on every rank
     model = SpadeForSeq2Seq(config.model)
@@ -123,19 +126,16 @@ def assemble_trainer(
         fingerprints=data_fingerprints,
         flops_per_step=flops_per_sample * config.train.global_batch_size,
         peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
+        epochs=stream.epochs,
         quarantined=quarantined,
         logger=logger,
     )
 
 
 def _evaluation(
-    config: RunConfig, settings: StreamSettings, ranks: Ranks, device: torch.device
+    config: RunConfig, stream: PretrainingStream, ranks: Ranks, device: torch.device
 ) -> HeldoutEvaluation:
-    stream = PretrainingStream(settings)
-    if ranks.rank == 0:
-        stream.check_files()
     baseline = target_unigram(stream, UNIGRAM_SAMPLES)
-    stream.close()
     return HeldoutEvaluation(
         PretrainingStream(config.data.heldout_settings(config.train.seed)),
         samples=config.evaluation.samples,

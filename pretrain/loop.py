@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,6 +60,8 @@ class Trainer:
     flops_per_step: int
     peak_flops_per_second: float
     """Of all ranks together."""
+    epochs: Callable[[int], dict[str, float]]
+    """How often each source has been seen in the first so many samples."""
     quarantined: list[dict[str, Any]]
     """Damaged places of the data known to all ranks at the last checkpoint."""
     logger: logging.Logger
@@ -174,6 +177,10 @@ class Trainer:
             "data_wait_seconds": outcome.data_wait_seconds,
             "memory_bytes": memory_in_use_bytes(self.device),
             "skipped_steps": self.engine.skipped_steps,
+            **{
+                f"epochs/{name}": value
+                for name, value in self.epochs(self.position.sample_index).items()
+            },
         }
         self.metrics.write(record)
 

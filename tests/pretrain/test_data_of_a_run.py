@@ -50,6 +50,11 @@ def test_a_run_over_everything_stops_and_goes_on_bit_for_bit(run_settings, write
     assert losses(run) == losses(tmp_path / "runs" / "whole")
     tokens = [line["tokens_seen"] for line in read_lines(run / "metrics.jsonl") if "loss" in line]
     assert tokens == sorted(set(tokens))
+    last = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line][-1]
+    # Of 64 samples the first 40 are 2 : 1, the others 1 : 1 with the source that came later.
+    epochs = [last[f"epochs/{name}"] for name in ("prose", "more", "later")]
+    assert epochs[0] > epochs[1] > 0
+    assert epochs[2] == pytest.approx(epochs[0] * 12 / (27 + 12), rel=0.05)
 
     # What decided about the past must stay; what comes later may change.
     for change, message in (
