@@ -129,7 +129,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:  # while still importing
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
+    forget_interrupts()
     sys.exit(code)
+
+
+def forget_interrupts() -> None:
+    """Makes the interpreter leave with the exit code it is given.
+
+    Where Ctrl-C falls into code that is compiled from text (dataclasses and named tuples are, while
+    they are imported), CPython notes it as unhandled for ever after, and with ``python -m`` ends by
+    the signal instead of the code. Compiling once more resets the note.
+    """
+    eval("0")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.common.report import Table
 from benchmarks.data.cell import run_cell
 from benchmarks.data.corpus import prepare_corpus, token_set, warm_page_cache
@@ -135,7 +137,7 @@ def _rate(loader: Any, data: Any, workers: int, seconds: float) -> dict[str, flo
             started = time.perf_counter()
             while run.endless and time.perf_counter() - started < seconds:
                 next(batches)
-            started, cpu_started = time.perf_counter(), _cpu_seconds()
+            cpu_started, started = _cpu_seconds(), time.perf_counter()
             for batch in batches:
                 tokens += run.tokens(batch)
                 if time.perf_counter() - started > seconds:
@@ -150,8 +152,6 @@ def _rate(loader: Any, data: Any, workers: int, seconds: float) -> dict[str, flo
 
 def _cpu_seconds() -> float:
     """CPU time of this process and all its children, living or gone."""
-    import psutil
-
     process = psutil.Process()
     own = process.cpu_times()
     total = own.user + own.system + own.children_user + own.children_system

@@ -36,7 +36,7 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
     reading = tables["reading windows of 2,048"]
     rows = {row["loader"]: row for row in reading["rows"]}
     assert {"flat memmap", "ours"} <= set(rows), reading["notes"]
-    assert all(rows[name]["1 workers"] > 0 and rows[name]["ns (0)"] > 0 for name in rows)
+    assert all(rows[name]["1 workers"] > 0 and rows[name]["0 workers"] > 0 for name in rows)
     assert rows["flat memmap"]["/ flat (0)"] == 1
     resume = {row["loader"]: row for row in tables["resume"]["rows"]}
     assert (resume["ours"]["1 -> 1"], resume["ours"]["1 -> 0"]) == ("3/3", "3/3")

@@ -116,7 +116,7 @@ def test_public_buckets_need_no_credentials(
     url = "s3://corpus/data/train"
     process = start_reader(tmp_path, url, shards[:1], environment=environment, **options)
     output, _ = process.communicate(timeout=60)
-    assert "DataError: cannot fetch s3://corpus" in output
+    assert "UnavailableError: cannot fetch s3://corpus" in output
     assert "FSSPEC_S3_ANON=true" in output
     environment["FSSPEC_S3_ANON"] = "true"
     ends_right(start_reader(tmp_path, url, shards[:1], environment=environment, **options))

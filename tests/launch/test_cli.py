@@ -274,3 +274,27 @@ def test_a_character_beyond_the_terminal_is_escaped(tmp_path: Path) -> None:
     result = spade("schema", "--out", path, environment=environment)
     assert result.returncode == 0, result.stderr
     assert "\\u2744" in result.stdout
+
+
+def test_an_interrupt_within_compiled_text_changes_no_exit_code(tmp_path: Path) -> None:
+    """Importing a dataclass compiles text; Ctrl-C just there must not change how we end."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from launch.cli import forget_interrupts\n"
+        "try:\n"
+        "    exec('raise KeyboardInterrupt')\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+        "if sys.argv[1:]:\n"
+        "    forget_interrupts()\n"
+        "sys.exit(130)\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    codes = [
+        subprocess.run([*command, *arguments], env=environment, check=False).returncode
+        for arguments in ([], ["forget"])
+    ]
+    assert codes[1] == 130
+    if codes[0] == 130:
+        pytest.fail("this Python needs no forget_interrupts any more: remove it")

@@ -60,7 +60,8 @@ def test_a_single_process_finds_a_port_of_its_own():
 
 def test_under_a_real_mpiexec_every_rank_is_found_once():
     program = "from pretrain.ranks import find_ranks; import os; r = find_ranks(os.environ); "
-    program += "print(r.rank, r.world_size, r.launcher)"
+    # In one piece, or the launcher may mix the lines of the ranks.
+    program += "os.write(1, f'{r.rank} {r.world_size} {r.launcher}\\n'.encode())"
     command = ["mpiexec", "-n", "3", sys.executable, "-c", program]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
