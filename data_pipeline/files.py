@@ -88,6 +88,19 @@ def parse_json_object(data: bytes, name: str, purpose: str, remedy: str) -> dict
     return value
 
 
+def read_at(descriptor: int, size_bytes: int, offset_bytes: int) -> bytes:
+    """Reads part of an open file, up to its end at most, however little the system hands out."""
+    parts = []
+    while size_bytes > 0:
+        part = os.pread(descriptor, size_bytes, offset_bytes)
+        if not part:
+            break
+        parts.append(part)
+        size_bytes -= len(part)
+        offset_bytes += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def partial_path(path: Path) -> Path:
     """The name under which `path` is written until it is complete."""
     return path.with_name(path.name + PARTIAL_SUFFIX)

@@ -339,25 +339,12 @@ class _Build:
         }
 
     def _manifest(self, shards: tuple[ShardInfo, ...], source: dict[str, Any]) -> Manifest:
-        tokenizer = self._tokenizer
         if not shards:
             raise DataError(
                 f"no document of the {source['part']} part can be tokenized: "
                 f"{self._folder.out / 'quarantine.jsonl'} says why"
             )
-        return Manifest(
-            format_version=FORMAT_VERSION,
-            dtype=tokenizer.token_dtype.str,
-            vocab_size=tokenizer.vocab_size,
-            piece_count=tokenizer.piece_count,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            documents=sum(shard.documents for shard in shards),
-            tokens=sum(shard.tokens for shard in shards),
-            shards=shards,
-            source=source,
-        )
+        return Manifest.of_shards(shards, self._tokenizer, source)
 
 
 def _summed(counts: Any) -> dict[str, int]:

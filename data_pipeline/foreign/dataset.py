@@ -13,7 +13,7 @@ from data_pipeline.foreign.indexing import TarFacts, index_tars
 from data_pipeline.foreign.text_member import TextMember
 from data_pipeline.progress import ProgressCallback
 from data_pipeline.remote.locations import check_location
-from data_pipeline.shards.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest
+from data_pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 
 _NAMED_TEXTS = 10
@@ -111,20 +111,7 @@ def _finish(
         "left_out_names": names,
         "tars_without_text": len(facts) - len(shards),
     }
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        kind="text",
-        dtype=tokenizer.token_dtype.str,
-        vocab_size=tokenizer.vocab_size,
-        piece_count=tokenizer.piece_count,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        documents=sum(shard.documents for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        shards=tuple(shards),
-        source=source,
-    )
+    manifest = Manifest.of_shards(tuple(shards), tokenizer, source, kind="text")
     manifest.save(folder)
     return IndexSummary(
         folder=folder,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xxhash
 
 from data_pipeline.errors import DamageError, DataError
+from data_pipeline.files import read_at
 from data_pipeline.foreign.index import TextIndex
 from data_pipeline.foreign.text_member import TextMember, UnusableText
 from data_pipeline.remote.dataset_folder import DatasetFolder
@@ -124,7 +125,7 @@ class TextShardDocuments:
     def _text(self, descriptor: int, position: int) -> str:
         size_bytes = int(self.index.sizes_bytes[position])
         try:
-            content = _read_fully(descriptor, size_bytes, int(self.index.offsets_bytes[position]))
+            content = read_at(descriptor, size_bytes, int(self.index.offsets_bytes[position]))
         except OSError as error:
             raise self._damage(position, error.strerror or str(error)) from error
         if len(content) < size_bytes:
@@ -246,12 +247,3 @@ def load_text_index(folder: DatasetFolder, info: ShardInfo) -> TextIndex:
     if found != (info.size_bytes, info.checksum, info.documents, info.tokens):
         raise DataError(f"{name} and the manifest contradict each other; {remedy}")
     return index
-
-
-def _read_fully(descriptor: int, size_bytes: int, offset_bytes: int) -> bytes:
-    parts = []
-    while size_bytes > 0 and (part := os.pread(descriptor, size_bytes, offset_bytes)):
-        parts.append(part)
-        size_bytes -= len(part)
-        offset_bytes += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from data_pipeline.errors import DamageError, DataError
+from data_pipeline.files import read_at
 from data_pipeline.remote.dataset_folder import DatasetFolder, LocalFolder
 from data_pipeline.shards.manifest import ShardInfo
 from data_pipeline.shards.shard_index import (
@@ -256,7 +257,7 @@ def document_problem(descriptor: int, index: ShardIndex, position: int) -> str |
     """
     payload_bytes = index.payload_bytes(position)
     try:
-        payload = _read_fully(descriptor, payload_bytes, int(index.offsets_bytes[position]))
+        payload = read_at(descriptor, payload_bytes, int(index.offsets_bytes[position]))
     except OSError as error:
         return error.strerror or str(error)
     if len(payload) < payload_bytes:
@@ -325,19 +326,6 @@ def _fits(index: ShardIndex, info: ShardInfo, dtype: np.dtype[Any]) -> bool:
     # In floating point, which cannot overflow however absurd the numbers are.
     ends_bytes = index.offsets_bytes + index.lengths_tokens.astype(np.float64) * dtype.itemsize
     return bool(np.all(ends_bytes <= info.size_bytes - BLOCK_BYTES))
-
-
-def _read_fully(descriptor: int, size_bytes: int, offset_bytes: int) -> bytes:
-    """Reads until the end of the file at most; the system may hand out less at a time."""
-    parts = []
-    while size_bytes > 0:
-        part = os.pread(descriptor, size_bytes, offset_bytes)
-        if not part:
-            break
-        parts.append(part)
-        size_bytes -= len(part)
-        offset_bytes += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _remedy(folder: str) -> str:

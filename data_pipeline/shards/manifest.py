@@ -103,6 +103,30 @@ class Manifest:
     kind: str = "tokens"
 
     @classmethod
+    def of_shards(
+        cls,
+        shards: tuple[ShardInfo, ...],
+        tokenizer: DocumentTokenizer,
+        source: dict[str, Any],
+        kind: str = "tokens",
+    ) -> Manifest:
+        """The manifest of shards whose ids come from a tokenizer; the rest follows from both."""
+        return cls(
+            format_version=FORMAT_VERSION,
+            kind=kind,
+            dtype=tokenizer.token_dtype.str,
+            vocab_size=tokenizer.vocab_size,
+            piece_count=tokenizer.piece_count,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            documents=sum(shard.documents for shard in shards),
+            tokens=sum(shard.tokens for shard in shards),
+            shards=shards,
+            source=source,
+        )
+
+    @classmethod
     def load(cls, location: Path | DatasetFolder) -> Manifest:
         """Reads the manifest of a data set.
 

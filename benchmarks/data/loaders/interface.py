@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from benchmarks.data.corpus import TokenSet
 
 
-class Run:
+class Run(ABC):
     """An opened loader.
 
     Attributes:
@@ -20,32 +21,32 @@ class Run:
 
     endless = False
 
+    @abstractmethod
     def batches(self) -> Iterator[Any]:
         """One epoch, or more; of a resumed run, what is left of its epoch first."""
-        raise NotImplementedError
 
     def tokens(self, batch: Any) -> int:
         """Tokens of the last batch."""
         return int(content(batch).numel())
 
+    @abstractmethod
     def state(self, batches: int) -> Any:
         """What it takes to go on behind so many batches, which have just been taken."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most have nothing to end)
         """Ends workers."""
 
 
-class Loader:
+class Loader(ABC):
     """One way to read the samples of a set, shuffled, in batches."""
 
+    @abstractmethod
     def prepare(self, data: TokenSet) -> None:
         """Writes the set in the loader's own form, unless that has been done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, data: TokenSet, workers: int, state: Any = None) -> Run:
         """Opens it, at its beginning or where a state says."""
-        raise NotImplementedError
 
     def suits(self, data: TokenSet) -> str | None:
         """Why it cannot read a set, if so."""
