@@ -84,7 +84,7 @@ def compare_curves(left: Path, right: Path) -> CurveComparison:
 
 def _numbers(metrics: Path) -> Mapping[tuple[int, str], Any]:
     """Takes every comparable number by its step and name."""
-    from pretrain.metrics import read_metrics
+    from pretrain.telemetry.metrics import read_metrics
 
     return {
         (record["step"], name): value

@@ -364,7 +364,7 @@ class _Quickstart:
         return facts
 
     def _report(self, config: RunConfig, fills: Mapping[str, Any]) -> dict[str, str]:
-        from pretrain.report import write_report
+        from pretrain.report.report import write_report
 
         report, picture = write_report(config.run_path, fills["fills"])
         return {"report": relative(report), "loss curve": relative(picture)}

@@ -57,8 +57,8 @@ def summarize(
     Returns:
         Exit code.
     """
-    from pretrain.metrics import read_metrics
     from pretrain.run_folder import RunFolder
+    from pretrain.telemetry.metrics import read_metrics
 
     lines = read_metrics(RunFolder(config.run_path).metrics_path)
     steps = [line for line in lines if "loss" in line]

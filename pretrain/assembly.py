@@ -12,19 +12,19 @@ from data_pipeline.reading.batch_loader import BatchLoader, Stripes
 from data_pipeline.reading.quarantine import QuarantineEntry
 from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.reading.unigram import target_unigram
-from pretrain.checkpoint import Position, find_resumable, load_checkpoint
-from pretrain.checkpoint_format import folder_name, load_run_config, read_manifest
+from pretrain.checkpoints.checkpoint import Position, find_resumable, load_checkpoint
+from pretrain.checkpoints.checkpoint_format import folder_name, load_run_config, read_manifest
+from pretrain.checkpoints.resume import differences, fingerprints
 from pretrain.config import RunConfig
-from pretrain.engine import build_engine
+from pretrain.engine.engine import build_engine
 from pretrain.errors import CheckpointError, RunError
-from pretrain.evaluate import HeldoutEvaluation
+from pretrain.evaluation.heldout import HeldoutEvaluation
 from pretrain.hardware import describe_environment, peak_flops_per_second
 from pretrain.loop import Trainer
-from pretrain.metrics import MetricsWriter, ProgressLine
 from pretrain.ranks import Ranks
-from pretrain.resume import differences, fingerprints
+from pretrain.resilience.stop import StopRequest
 from pretrain.run_folder import RunFolder, write_atomically, write_json
-from pretrain.stop import StopRequest
+from pretrain.telemetry.metrics import MetricsWriter, ProgressLine
 from spade_model import SpadeForSeq2Seq
 from spade_model.cost import training_flops_per_sample
 

@@ -14,7 +14,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
 from pretrain.data_settings import DataSettings
 from pretrain.errors import ConfigError
-from pretrain.schedules import ScheduleKind
+from pretrain.optimization.schedules import ScheduleKind
 from pretrain.section import NonNegative, Positive, Section
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
 from spade_model.config import AttentionBackend, SpadeConfig
@@ -73,7 +73,7 @@ class OptimizerSettings(Section):
 
 
 class ScheduleSettings(Section):
-    """How the learning rates move; see `pretrain.schedules`."""
+    """How the learning rates move; see `pretrain.optimization.schedules`."""
 
     kind: ScheduleKind = "cosine"
     """`inverse_sqrt`, `cosine`, or `wsd` (warm-up, stable, decay)."""

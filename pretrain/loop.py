@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 
 from data_pipeline.reading.batch_loader import BatchLoader
-from pretrain.checkpoint import Position, save_checkpoint
+from pretrain.checkpoints.checkpoint import Position, save_checkpoint
 from pretrain.config import RunConfig
-from pretrain.engine import set_learning_rates
+from pretrain.engine.engine import set_learning_rates
 from pretrain.errors import RunError
-from pretrain.evaluate import HeldoutEvaluation
+from pretrain.evaluation.heldout import HeldoutEvaluation
 from pretrain.hardware import memory_in_use_bytes
-from pretrain.metrics import MetricsWriter, ProgressLine
 from pretrain.model_inputs import model_inputs
+from pretrain.optimization.schedules import learning_rate_factor
 from pretrain.ranks import Ranks
+from pretrain.resilience.stop import StopRequest
 from pretrain.run_folder import RunFolder, write_atomically
-from pretrain.schedules import learning_rate_factor
-from pretrain.stop import StopRequest
+from pretrain.telemetry.metrics import MetricsWriter, ProgressLine
 
 
 class StepOutcome(NamedTuple):

@@ -12,8 +12,8 @@ import time
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.ranks import Ranks, export_rendezvous, find_ranks
+from pretrain.resilience.stop import STOPPED_EXIT_CODE, StopRequest
 from pretrain.run_folder import RunFolder, write_json
-from pretrain.stop import STOPPED_EXIT_CODE, StopRequest
 
 
 def main(config: RunConfig, *, fresh: bool = False) -> int:
@@ -60,7 +60,7 @@ def _train(
     from torch import distributed
 
     from pretrain.assembly import assemble_trainer
-    from pretrain.engine import start_processes
+    from pretrain.engine.engine import start_processes
     from pretrain.hardware import pick_device
 
     device = pick_device(ranks.local_rank)

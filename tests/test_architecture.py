@@ -59,7 +59,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 # One file of the launcher is a thin shell around torchrun; no other touches torch.
 LAUNCH_FILES_WITH_TORCH = {"launch.torchrun"}
 # Export and the fill-in sample hand weights to transformers; training never does.
-PRETRAIN_FILES_WITH_HUGGINGFACE = {"pretrain.export", "pretrain.fill"}
+PRETRAIN_FILES_WITH_HUGGINGFACE = {"pretrain.exporting.export", "pretrain.exporting.fill"}
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,9 @@ def test_every_file_is_in_a_room_of_the_tables(imports: dict[str, list[Import]])
         (
             "pretrain.loop",
             "def f():\n    import spade_model.huggingface",
-            "only ['pretrain.export'",
+            "only ['pretrain.exporting.export'",
         ),
-        ("pretrain.export", "from spade_model.huggingface import x", "here"),
+        ("pretrain.exporting.export", "from spade_model.huggingface import x", "here"),
         ("launch.cli", "from pretrain.config import RunConfig", "here"),
         ("launch.cli", "try:\n    import rich\nexcept ImportError:\n    pass", "at module level"),
         ("launch.local", "def f():\n    import torch", "only ['launch.torchrun']"),
@@ -231,7 +231,7 @@ def test_a_wrong_import_is_found(module: str, source: str, complaint: str) -> No
     ("module", "source"),
     [
         ("pretrain.loop", "import torch\nfrom data_pipeline.reading.stream import BatchLoader"),
-        ("pretrain.export", "def f():\n    from spade_model.huggingface import x"),
+        ("pretrain.exporting.export", "def f():\n    from spade_model.huggingface import x"),
         ("launch.cli", "def f():\n    from pretrain.config import RunConfig"),
         ("launch.cli", "if TYPE_CHECKING:\n    import psutil\n    from pretrain.config import X"),
     ],

@@ -32,7 +32,7 @@ def list_(
     """List the checkpoints of a run, the oldest first, and what is wrong with broken ones."""
     if not run.is_dir():
         raise CommandError(f"{run}: no such run folder; name a folder that spade pretrain wrote")
-    from pretrain.checkpoint import list_checkpoints
+    from pretrain.checkpoints.checkpoint import list_checkpoints
 
     found = list_checkpoints(run)
     if as_json:
@@ -66,7 +66,7 @@ def verify(
     """Read every file of the checkpoints and compare it with its recorded hash."""
     if not place.is_dir():
         raise CommandError(f"{place}: no such folder; name a run folder or one of its checkpoints")
-    from pretrain.checkpoint import list_checkpoints, verify_checkpoint
+    from pretrain.checkpoints.checkpoint import list_checkpoints, verify_checkpoint
 
     paths = [place]
     if (place / "checkpoints").is_dir():

@@ -43,7 +43,7 @@ def export(
     if not source.exists():
         raise CommandError(f"{source}: no such folder; name a run or one of its checkpoints")
     _quiet_transformers()
-    from pretrain.export import export as write
+    from pretrain.exporting.export import export as write
 
     report = write(source, out, dtype="bfloat16" if dtype == "bfloat16" else "float32")
     if as_json:
@@ -88,7 +88,7 @@ def generate(
     if not model.is_dir():
         raise CommandError(f"{model}: no such folder; make one with spade export")
     _quiet_transformers()
-    from pretrain.fill import fill_spans, generate_text
+    from pretrain.exporting.fill import fill_spans, generate_text
 
     if text is not None:
         answer = generate_text(model, text, max_new_tokens)

@@ -66,7 +66,7 @@ def pretrain(
 def _show_plan(config: Path, overrides: list[str], as_json: bool) -> None:
     """Prints what a run would be."""
     from pretrain.config import RunConfig
-    from pretrain.planner import describe
+    from pretrain.planning.planner import describe
 
     plan: dict[str, Any] = describe(RunConfig.load(config, overrides))
     if as_json:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from pretrain.errors import RunError
-from pretrain.report import write_report
-from pretrain.report_figures import Curves, series, smoothed
+from pretrain.report.report import write_report
+from pretrain.report.report_figures import Curves, series, smoothed
 
 NASTY = '<script>alert("x")</script>&$x^2$<b>'
 

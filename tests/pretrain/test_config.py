@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.tokenization.tokenizer import train_tokenizer
 from pretrain.config import RunConfig, json_schema
 from pretrain.errors import ConfigError
-from pretrain.planner import describe
+from pretrain.planning.planner import describe
 
 
 def place(settings, key, value):

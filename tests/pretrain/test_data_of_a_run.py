@@ -11,7 +11,7 @@ import pytest
 from worker_processes import Workers, losses, read_lines, train
 
 from data_pipeline.shards.manifest import Manifest
-from pretrain.checkpoint_format import latest_complete, read_manifest
+from pretrain.checkpoints.checkpoint_format import latest_complete, read_manifest
 from pretrain.config import RunConfig
 from pretrain.errors import ConfigError
 

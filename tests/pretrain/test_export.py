@@ -19,10 +19,10 @@ from worker_processes import train
 
 pytest.importorskip("transformers")
 
-import pretrain.export as export_module
+import pretrain.exporting.export as export_module
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
-from pretrain.checkpoint import latest_complete, load_run_config, load_weights
-from pretrain.export import ExportError, ExportReport, export
+from pretrain.checkpoints.checkpoint import latest_complete, load_run_config, load_weights
+from pretrain.exporting.export import ExportError, ExportReport, export
 from spade_model import SpadeForSeq2Seq
 
 pytestmark = pytest.mark.slow

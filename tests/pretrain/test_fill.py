@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from pretrain.export import ExportError, is_export
-from pretrain.fill import _split_spans, fill_spans, generate_text
+from pretrain.exporting.export import ExportError, is_export
+from pretrain.exporting.fill import _split_spans, fill_spans, generate_text
 
 TEXT = "\n".join(f"line {number} says that every word may hide" for number in range(40))
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from worker_processes import Workers, losses, train
 
-from pretrain.checkpoint_format import list_checkpoints, verify_checkpoint
+from pretrain.checkpoints.checkpoint_format import list_checkpoints, verify_checkpoint
 
 pytestmark = pytest.mark.slow
 

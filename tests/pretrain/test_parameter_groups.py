@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.config import OptimizerSettings, RunConfig
 from pretrain.errors import ConfigError
-from pretrain.parameter_groups import parameter_groups
+from pretrain.optimization.parameter_groups import parameter_groups
 from spade_model import SpadeConfig, SpadeForSeq2Seq
 
 SIZES = {"vocab_size": 30, "d_model": 8, "num_heads": 1, "head_dim": 8, "d_ff": 16, "state_dim": 4}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from worker_processes import Workers, losses, read_lines, train
 
-from pretrain.checkpoint_format import (
+from pretrain.checkpoints.checkpoint_format import (
     latest_complete,
     list_checkpoints,
     load_weights,

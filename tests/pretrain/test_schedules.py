@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.schedules import ScheduleKind, learning_rate_factor
+from pretrain.optimization.schedules import ScheduleKind, learning_rate_factor
 
 KINDS = get_args(ScheduleKind)
 

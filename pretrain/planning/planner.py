@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.engine import deepspeed_config
+from pretrain.engine.engine import deepspeed_config
 from spade_model.cost import count_parameters, training_flops_per_sample
 from spade_model.memory_cost import activation_bytes
 

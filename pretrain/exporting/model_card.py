@@ -17,7 +17,7 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     """Renders the card.
 
     Args:
-        provenance: What `pretrain.export` writes into `provenance.json`.
+        provenance: What `pretrain.exporting.export` writes into `provenance.json`.
 
     Returns:
         Markdown with YAML front matter.

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import RunError
-from pretrain.metrics import read_metrics
-from pretrain.report_figures import Curves, engine_figure, loss_figure, png, svg
+from pretrain.report.report_figures import Curves, engine_figure, loss_figure, png, svg
 from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.telemetry.metrics import read_metrics
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5b6875; --line: #e3e8ed; --wash: #f6f8fa;

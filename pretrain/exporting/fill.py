@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from pretrain.export import ExportError, is_export
+from pretrain.exporting.export import ExportError, is_export
 
 _REPLACEMENT = "\ufffd"
 _SENTINEL_PREFIX = "<extra_id_"
@@ -49,7 +49,7 @@ def fill_spans(
     """Mask spans of text and let an exported model fill them in, greedily.
 
     Args:
-        export_dir: A folder written by `pretrain.export.export`.
+        export_dir: A folder written by `pretrain.exporting.export.export`.
         texts: Texts the model has not seen; of a long one a part is taken.
         spans: Gaps in each text.
         seed: Chooses the part and the gaps.
@@ -115,7 +115,7 @@ def generate_text(export_dir: Path, text: str, max_new_tokens: int | None = None
     """Let an exported model answer a text, greedily.
 
     Args:
-        export_dir: A folder written by `pretrain.export.export`.
+        export_dir: A folder written by `pretrain.exporting.export.export`.
         text: The input; `<extra_id_0>`, `<extra_id_1>`, … mark gaps to fill in.
         max_new_tokens: Longest answer; None for all positions of the model's decoder.
 

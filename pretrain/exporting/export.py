@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from data_pipeline.tokenization.segments import SEGMENT_PATTERN
 from data_pipeline.tokenization.tokenizer import MODEL_FILE, DocumentTokenizer
-from pretrain.checkpoint import (
+from pretrain.checkpoints.checkpoint import (
     checkpoint_facts,
     latest_complete,
     load_run_config,
@@ -21,10 +21,10 @@ from pretrain.checkpoint import (
     verify_checkpoint,
 )
 from pretrain.config import RunConfig
-from pretrain.export_check import compare_in_another_process
-from pretrain.metrics import read_metrics
-from pretrain.model_card import model_card
+from pretrain.exporting.export_check import compare_in_another_process
+from pretrain.exporting.model_card import model_card
 from pretrain.run_folder import RunFolder, write_json
+from pretrain.telemetry.metrics import read_metrics
 from spade_model import SpadeForSeq2Seq
 
 PROVENANCE = "provenance.json"

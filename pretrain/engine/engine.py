@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pretrain.config import RunConfig
-from pretrain.parameter_groups import parameter_groups
+from pretrain.optimization.parameter_groups import parameter_groups
 
 
 def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:

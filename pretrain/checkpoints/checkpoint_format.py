@@ -24,9 +24,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 
 from pretrain.config import RunConfig
+from pretrain.engine.training_state import WEIGHT
 from pretrain.errors import CheckpointError
 from pretrain.run_folder import RunFolder
-from pretrain.training_state import WEIGHT
 from pretrain.yaml_text import read_yaml
 
 FORMAT_VERSION = 1

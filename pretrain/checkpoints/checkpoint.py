@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pretrain.checkpoint_format import (
+from pretrain.checkpoints.checkpoint_format import (
     CONFIG,
     FORMAT_VERSION,
     MANIFEST,
@@ -38,10 +38,10 @@ from pretrain.checkpoint_format import (
     verify_checkpoint,
 )
 from pretrain.config import RunConfig
+from pretrain.engine.training_state import fragments, optimizer_steps, restore, whole_tensors
 from pretrain.errors import CheckpointError
 from pretrain.hardware import code_version
 from pretrain.run_folder import RunFolder, write_json
-from pretrain.training_state import fragments, optimizer_steps, restore, whole_tensors
 
 __all__ = [
     "CheckpointInfo",

@@ -1,0 +1,1 @@
+"""Optimizers, parameter groups, and everything that moves with the step."""
