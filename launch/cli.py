@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 _ORDER = (
-    *("quickstart", "tokenizer", "data", "pretrain", "checkpoint", "export", "generate"),
-    *("import", "doctor", "schema"),
+    *("quickstart", "tokenizer", "data", "plan", "pretrain", "checkpoint", "report", "export"),
+    *("generate", "import", "doctor", "schema"),
 )
 
 
@@ -31,8 +31,10 @@ def create_application() -> typer.Typer:
         doctor,
         export,
         importing,
+        plan,
         pretrain,
         quickstart,
+        report,
         schema,
         tokenizer,
     )
@@ -55,7 +57,19 @@ def create_application() -> typer.Typer:
         rich_markup_mode="rich" if is_terminal() else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    groups = (quickstart, tokenizer, data, pretrain, checkpoint, export, importing, doctor, schema)
+    groups = (
+        quickstart,
+        tokenizer,
+        data,
+        plan,
+        pretrain,
+        checkpoint,
+        report,
+        export,
+        importing,
+        doctor,
+        schema,
+    )
     for group in groups:
         group.register(application)
     return application

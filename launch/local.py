@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.console import warn
 from launch.failures import EXIT_RESUMABLE, CommandError
-from launch.processes import run_supervised
+from launch.processes import ProcessResult, StopRequests, run_supervised
+from launch.restarts import Restarts
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,14 @@ class LocalResult:
         stopped: The run stopped on request and left its marker: the same command goes on.
         signals: Requests to stop that this process received meanwhile, in order.
         seconds: Wall-clock time, with starting and ending.
+        restarts: How often the ranks were started again after a failure.
     """
 
     exit_code: int
     stopped: bool
     signals: tuple[signal.Signals, ...]
     seconds: float
+    restarts: int = 0
 
 
 def number_of_cores() -> int:
@@ -113,10 +118,13 @@ def run_workers(
     stop_marker: Path,
     environment: Mapping[str, str] | None = None,
     watch: Callable[[], None] | None = None,
+    max_restarts: int = 0,
+    newest_checkpoint: Callable[[], int] | None = None,
 ) -> LocalResult:
     """Runs ``worker`` as ``processes`` ranks under torchrun and waits for their end.
 
-    SIGINT, SIGTERM and SIGHUP reach every rank as one SIGTERM; a second Ctrl-C kills.
+    SIGINT, SIGTERM and SIGHUP reach every rank as one SIGTERM; a second Ctrl-C kills. After a
+    failure the ranks are started again, as :class:`launch.restarts.Restarts` decides.
 
     Args:
         worker: A script, or ``-m`` and a module, with its arguments.
@@ -124,16 +132,55 @@ def run_workers(
         stop_marker: File that rank 0 writes when the run stopped on request; removed first.
         environment: Environment to start from (default: ours).
         watch: Called about ten times a second while the ranks run.
+        max_restarts: Restarts in a row without a newer checkpoint.
+        newest_checkpoint: Gives the step of the newest complete checkpoint, -1 without one.
 
     Raises:
-        CommandError: ``processes`` is not positive.
+        CommandError: ``processes`` or ``max_restarts`` is too small.
         OSError: A file cannot be removed or a process not started.
     """
     if processes < 1:
         raise CommandError(f"processes: {processes} is too few; give 1 or more")
+    if max_restarts < 0:
+        raise CommandError(f"max_restarts: {max_restarts} is negative; 0 never restarts")
+    step_of_checkpoint = newest_checkpoint or (lambda: -1)
+    restarts = Restarts(max_restarts, step_of_checkpoint())
+    began = time.monotonic()
+    requests = StopRequests()
+    # Listens between two starts as well; a start listens for itself.
+    with requests.listening():
+        while True:
+            result = _run_once(worker, processes, stop_marker, environment, watch)
+            signals = (*result.signals, *requests.received)
+            step = step_of_checkpoint()
+            decision = restarts.decide(result.exit_code, step, asked_to_stop=bool(signals))
+            if decision.say:
+                warn(decision.say)
+            if not decision.restart:
+                break
+            requests.wait(decision.wait_seconds)
+            if requests.received:
+                signals = tuple(requests.received)
+                break
+    return LocalResult(
+        exit_code=result.exit_code,
+        stopped=result.exit_code == EXIT_RESUMABLE and stop_marker.exists(),
+        signals=signals,
+        seconds=time.monotonic() - began,
+        restarts=restarts.total,
+    )
+
+
+def _run_once(
+    worker: Sequence[str],
+    processes: int,
+    stop_marker: Path,
+    environment: Mapping[str, str] | None,
+    watch: Callable[[], None] | None,
+) -> ProcessResult:
     stop_marker.unlink(missing_ok=True)
     asked: set[int] = set()
-    result = run_supervised(
+    return run_supervised(
         [
             *(sys.executable, "-m", "launch.torchrun"),
             *("--standalone", "--nproc-per-node", str(processes)),
@@ -144,12 +191,18 @@ def run_workers(
         watch=watch,
         grace_seconds=None,
     )
-    return LocalResult(
-        exit_code=result.exit_code,
-        stopped=result.exit_code == EXIT_RESUMABLE and stop_marker.exists(),
-        signals=result.signals,
-        seconds=result.seconds,
-    )
+
+
+def newest_checkpoint(run: Path) -> int:
+    """Gives the step of a run's newest complete checkpoint, -1 without one."""
+    from pretrain.run_folder import RunFolder
+
+    steps = [
+        int(path.parent.name.partition("-")[2])
+        for path in RunFolder(run).checkpoints.glob("step-*/manifest.json")
+        if path.parent.name.partition("-")[2].isdecimal()  # not one that is being written
+    ]
+    return max(steps, default=-1)
 
 
 def run_local(
@@ -158,6 +211,7 @@ def run_local(
     processes: int,
     environment: Mapping[str, str] | None = None,
     watch: Callable[[], None] | None = None,
+    max_restarts: int = 0,
 ) -> LocalResult:
     """Runs ``spade pretrain ARGUMENTS`` as ``processes`` ranks on this machine.
 
@@ -169,6 +223,8 @@ def run_local(
         processes: Number of ranks.
         environment: Environment to start from (default: ours).
         watch: Called about ten times a second while the ranks run.
+        max_restarts: After a failure go on from the newest checkpoint, at most so often in a row
+            without a newer one.
 
     Raises:
         ValueError: The configuration has a mistake (``pretrain.config.ConfigError``).
@@ -179,10 +235,13 @@ def run_local(
 
     path, *rest = arguments
     config = RunConfig.load(Path(path), [item for item in rest if not item.startswith("-")])
+    run = Path(config.run_dir) / config.name
     return run_workers(
         ["-m", "launch.cli", "pretrain", *arguments],
         processes=processes,
-        stop_marker=RunFolder(Path(config.run_dir) / config.name).stop_marker,
+        stop_marker=RunFolder(run).stop_marker,
         environment=environment,
         watch=watch,
+        max_restarts=max_restarts,
+        newest_checkpoint=lambda: newest_checkpoint(run),
     )

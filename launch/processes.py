@@ -98,7 +98,7 @@ def stop_on_termination() -> Iterator[None]:
 
 
 @dataclass
-class _StopRequests:
+class StopRequests:
     """Signals received while a child runs: noted, never acted upon inside the handler."""
 
     received: list[signal.Signals] = field(default_factory=list)
@@ -120,8 +120,15 @@ class _StopRequests:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def wait(self, seconds: float) -> None:
+        """Wait, while listening, for so long or until a stop is requested."""
+        deadline = time.monotonic() + seconds
+        while not self.received and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(_POLL_SECONDS, left))
+
     @property
     def wants_kill(self) -> bool:
+        """Whether Ctrl-C came twice."""
         return self.received.count(signal.SIGINT) > 1
 
 
@@ -185,7 +192,7 @@ def run_supervised(
     Raises:
         OSError: The program cannot be started.
     """
-    requests = _StopRequests()
+    requests = StopRequests()
     started = time.monotonic()
     asked_at: float | None = None
     chunks: list[str] = []

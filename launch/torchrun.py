@@ -18,17 +18,21 @@ def combined_exit_code(worker_codes: Iterable[int]) -> int:
     """Makes one exit code of those of failed workers.
 
     Args:
-        worker_codes: Exit codes; negative ones are signals, as in ``subprocess``.
+        worker_codes: Exit codes in the order in which they were noticed; negative ones are
+            signals, as in ``subprocess``.
 
     Returns:
-        The code of a rank that failed, signals as 128 + n; without one 75 where any stopped on
-        request. SIGTERM is no failure beside either: torchrun sends it to the ranks that are
-        left, even while they are leaving.
+        The code of the rank that failed first, signals as 128 + n; without one that of a rank that
+        ended because it lost another, which tells less; without either 75 where any stopped on
+        request. SIGTERM is no failure beside these: torchrun sends it to the ranks that are left,
+        even while they are leaving.
     """
-    codes = {128 - code if code < 0 else code for code in worker_codes}
-    failures = sorted(codes - {0, 75, 128 + signal.SIGTERM})
+    from pretrain.resilience.ending import LOST_EXIT_CODE
+
+    codes = [128 - code if code < 0 else code for code in worker_codes]
+    failures = [code for code in codes if code not in (0, 75, 128 + signal.SIGTERM)]
     if failures:
-        return failures[0]
+        return next((code for code in failures if code != LOST_EXIT_CODE), LOST_EXIT_CODE)
     return 75 if 75 in codes else max(codes, default=0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,163 +13,247 @@ import torch.distributed as dist
 from data_pipeline.reading.batch_loader import BatchLoader, Stripes
 from data_pipeline.reading.quarantine import QuarantineEntry
 from data_pipeline.reading.stream import PretrainingStream
-from data_pipeline.reading.unigram import target_unigram
-from pretrain.checkpoints.checkpoint import Position, find_resumable, load_checkpoint
-from pretrain.checkpoints.checkpoint_format import folder_name, load_run_config, read_manifest
+from pretrain.accumulation import Accumulation
+from pretrain.checkpoints.checkpoint_format import load_run_config, read_manifest
+from pretrain.checkpoints.finding import agree_on_resumable
+from pretrain.checkpoints.position import Position
 from pretrain.checkpoints.resume import differences, fingerprints
-from pretrain.config import RunConfig
-from pretrain.engine.engine import build_engine
+from pretrain.checkpoints.retention import clean_up
+from pretrain.checkpoints.saver import CheckpointSaver
+from pretrain.config import RunConfig, Stage
+from pretrain.control import Control
+from pretrain.engine.training_engine import TrainingEngine
 from pretrain.errors import CheckpointError, RunError
-from pretrain.evaluation.heldout import HeldoutEvaluation
+from pretrain.evaluation.evaluation import build_evaluation
+from pretrain.first_minute import rehearse
 from pretrain.hardware import describe_environment, peak_flops_per_second
 from pretrain.loop import Trainer
+from pretrain.observer import Observer
+from pretrain.optimization.decisions import FILE_NAME, DecisionLog, read_decisions
 from pretrain.ranks import Ranks
 from pretrain.resilience.stop import StopRequest
+from pretrain.resilience.watchdog import Watchdog
 from pretrain.run_folder import RunFolder, write_atomically, write_json
-from pretrain.telemetry.metrics import MetricsWriter, ProgressLine
+from pretrain.run_state import RunState
+from pretrain.telemetry.communication import CommunicationMeter
+from pretrain.telemetry.console import ProgressLine
+from pretrain.telemetry.step_timer import StepTimer
+from pretrain.telemetry.writer import open_metrics
 from spade_model import SpadeForSeq2Seq
-from spade_model.cost import training_flops_per_sample
+from spade_model.activation_checkpointing import ActivationCheckpointing
 
-UNIGRAM_SAMPLES = 2000
-"""Training samples from which the unigram baseline is counted."""
+BASELINES_FILE = "unigram.json"
 
 
-def assemble_trainer(
-    config: RunConfig,
-    ranks: Ranks,
-    device: torch.device,
-    stop: StopRequest,
-    *,
-    fresh: bool,
-    logger: logging.Logger,
-) -> Trainer:
+@dataclass(frozen=True)
+class Rank:
+    """This process among the others: what :mod:`pretrain.worker` has started before."""
+
+    ranks: Ranks
+    device: torch.device
+    stop: StopRequest
+    watchdog: Watchdog
+    control_group: Any
+    """Of gloo: for votes."""
+    saving_group: Any
+    """Of gloo: for the thread that writes checkpoints, alone."""
+    logger: logging.Logger
+
+
+def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
     """Open the data, find the checkpoint to go on from, build the model, fill it.
 
-    The process group must have been started; every rank calls this.
+    Every rank calls this.
 
     Args:
         config: The resolved configuration.
-        ranks: This process's place.
-        device: Where it computes.
-        stop: Its request to stop.
+        rank: This process.
         fresh: Refuse to resume.
-        logger: This rank's log.
 
     Raises:
         DataError: If the data are missing or damaged.
         CheckpointError: If the checkpoint belongs to another run.
-        RunError: If ``fresh`` and there is a checkpoint.
+        RunError: If ``fresh`` and there is a checkpoint, or the memory does not suffice.
     """
+    ranks, device, logger = rank.ranks, rank.device, rank.logger
     first = ranks.rank == 0
     folder = RunFolder(config.run_path)
     data_fingerprints = fingerprints(config)
-    checkpoint = _agreed_checkpoint(folder, ranks, device, logger)
-    quarantined: list[dict[str, Any]] = []
+    checkpoint = _resumable(folder, rank)
     if checkpoint is not None:
-        _check_resumable(config, folder, checkpoint, data_fingerprints, fresh=fresh)
-        path = folder.checkpoints / folder_name(checkpoint)
-        quarantined = list(read_manifest(path)["quarantined"])
-    settings = config.data.stream_settings(
-        config.train.seed, tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
-    )
-    objective = settings.objective
-    stream = PretrainingStream(settings)
-    if ranks.rank == 0:
-        stream.check_files()
-    evaluation = _evaluation(config, stream, ranks, device)
-    stream.close()
-
-    torch.manual_seed(config.train.seed)  # the same initial weights on every rank
-    model = SpadeForSeq2Seq(config.model)
-    model.set_activation_checkpointing(config.train.activation_checkpointing)
-    model.set_attention_backend(config.train.attention_backend)
-    engine = build_engine(model, config, ranks.world_size, device)
-    position = Position()
-    if checkpoint is not None:
-        position = load_checkpoint(engine, folder.checkpoints / folder_name(checkpoint))
-
-    metrics = None
+        _check_resumable(config, checkpoint, data_fingerprints, fresh=fresh)
+    settings = config.data.stream_settings(config.train.seed)
+    with_stream = PretrainingStream(settings)
     if first:
-        write_atomically(folder.config_path, config.to_yaml())
-        write_json(folder.environment_path, describe_environment(ranks, device))
-        metrics = MetricsWriter(folder, position.step)
-    progress = ProgressLine(position.step, config.train.max_steps, silent=not first)
-    if position.step:
-        progress.say(f"resuming after step {position.step} of {config.train.max_steps}")
-        if metrics is not None:
-            record = {"event": "resume", "step": position.step, "processes": ranks.world_size}
-            metrics.write(record)
-
-    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-    flops_per_sample = training_flops_per_sample(
-        config.model, objective.input_length_tokens, objective.target_length_tokens
+        with_stream.check_files()
+    with_stream.close()
+    rank.watchdog.beat("counting what the held-out data ask for")
+    evaluation = build_evaluation(
+        config.data,
+        config.evaluation,
+        settings,
+        micro_batch_size=config.train.micro_batch_size,
+        baselines_file=folder.path / BASELINES_FILE,
+        ranks=ranks,
+        device=device,
     )
+
+    rank.watchdog.beat("building the model")
+    engine = TrainingEngine(_model(config), config, ranks.world_size, device)
+    for line in engine.check_precision():
+        logger.info("%s, products in %s", line, config.train.precision)
+    rank.watchdog.beat("trial of the largest batch")
+    rehearse(engine, config, ranks.world_size, device)
+
+    saver = CheckpointSaver(
+        folder,
+        config.checkpoint,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        group=rank.saving_group,
+        logger=logger,
+        beat=lambda: rank.watchdog.beat("waiting for a checkpoint to be written"),
+    )
+    control = Control(rank.control_group, ranks, rank.stop, rank.watchdog, saver)
+    path = folder.path / FILE_NAME
+    decisions = DecisionLog(_decisions(path, control, first), path if first else None)
+    state = RunState(engine, config, control, saver, decisions, ranks, data_fingerprints)
+    if checkpoint is not None:
+        rank.watchdog.beat(f"loading {checkpoint}")
+        state.load(checkpoint)
+
+    timer = StepTimer(device)
+    observer = _observer(config, rank, engine, control, timer, state.progress.position, with_stream)
     return Trainer(
         config=config,
         engine=engine,
-        loader=BatchLoader(
-            settings,
-            Stripes(
-                global_batch_size=config.train.global_batch_size,
-                micro_batch_size=config.train.micro_batch_size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                start_sample=position.sample_index,
-            ),
-            workers=config.data.workers,
-        ),
+        accumulation=Accumulation(engine, control, timer, ranks, device, seed=config.train.seed),
+        control=control,
+        state=state,
+        saver=saver,
         evaluation=evaluation,
+        observer=observer,
+        watchdog=rank.watchdog,
+        open_loader=lambda position, stage: _open_loader(
+            config, ranks, position, stage, state.quarantined
+        ),
+    )
+
+
+def _model(config: RunConfig) -> SpadeForSeq2Seq:
+    train = config.train
+    torch.manual_seed(train.seed)  # the same initial weights on every rank
+    model = SpadeForSeq2Seq(config.model)
+    model.set_activation_checkpointing(
+        ActivationCheckpointing(
+            train.activation_checkpointing, train.activation_checkpointing_every_layers
+        )
+    )
+    model.set_attention_backend(train.attention_backend)
+    if train.compile:
+        model.compile_layers()
+    return model
+
+
+def _open_loader(
+    config: RunConfig,
+    ranks: Ranks,
+    position: Position,
+    stage: Stage,
+    quarantined: list[dict[str, Any]],
+) -> BatchLoader:
+    data = config.data.model_copy(update={"input_length_tokens": stage.input_length_tokens})
+    known = tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
+    return BatchLoader(
+        data.stream_settings(config.train.seed, known),
+        Stripes(
+            global_batch_size=stage.global_batch_size,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            start_sample=position.sample_index,
+        ),
+        workers=config.data.workers,
+    )
+
+
+def _observer(
+    config: RunConfig,
+    rank: Rank,
+    engine: TrainingEngine,
+    control: Control,
+    timer: StepTimer,
+    position: Position,
+    stream: PretrainingStream,
+) -> Observer:
+    from deepspeed.comm import comm
+
+    ranks, device = rank.ranks, rank.device
+    folder = RunFolder(config.run_path)
+    metrics = None
+    if ranks.rank == 0:
+        write_atomically(folder.config_path, config.to_yaml())
+        write_json(folder.environment_path, describe_environment(ranks, device))
+        metrics = open_metrics(
+            folder,
+            config.telemetry,
+            name=config.name,
+            configuration=config.to_dict(),
+            configuration_yaml=config.to_yaml(),
+            start_step=position.step,
+            logger=rank.logger,
+        )
+    progress = ProgressLine(position.step, config.train.max_steps, silent=ranks.rank != 0)
+    dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
+    heldout = next(iter(config.data.heldout_locations()))
+    observer = Observer(
+        config=config,
+        engine=engine,
+        control=control,
+        timer=timer,
+        meter=CommunicationMeter(timer, comm.cdb).install(),
         metrics=metrics,
         progress=progress,
-        ranks=ranks,
-        device=device,
-        stop=stop,
-        position=position,
-        fingerprints=data_fingerprints,
-        flops_per_step=flops_per_sample * config.train.global_batch_size,
-        peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
+        heldout=PretrainingStream(config.data.heldout_settings(config.train.seed, heldout)),
         epochs=stream.epochs,
-        quarantined=quarantined,
-        logger=logger,
-    )
-
-
-def _evaluation(
-    config: RunConfig, stream: PretrainingStream, ranks: Ranks, device: torch.device
-) -> HeldoutEvaluation:
-    baseline = target_unigram(stream, UNIGRAM_SAMPLES)
-    return HeldoutEvaluation(
-        PretrainingStream(config.data.heldout_settings(config.train.seed)),
-        samples=config.evaluation.samples,
-        micro_batch_size=config.train.micro_batch_size,
-        baseline=baseline,
         ranks=ranks,
         device=device,
+        peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
+        logger=rank.logger,
     )
+    if position.step:
+        text = f"resuming after step {position.step} of {config.train.max_steps}"
+        observer.event("resume", position.step, text, processes=ranks.world_size)
+    return observer
 
 
-def _agreed_checkpoint(
-    folder: RunFolder, ranks: Ranks, device: torch.device, logger: logging.Logger
-) -> int | None:
-    """The step of the newest sound checkpoint: rank 0 looks, all go by what it found."""
-    step = -1
-    if ranks.rank == 0:
-        checkpoint, passed_over = find_resumable(folder.path)
-        for problem in passed_over:
-            logger.warning("passed over: %s", problem)
-            print(f"passed over a damaged checkpoint: {problem}", flush=True)
-        if checkpoint is not None:
-            step = read_manifest(checkpoint)["step"]
-    shared = torch.tensor([step], dtype=torch.int64, device=device)
-    dist.broadcast(shared, src=0)
-    found = int(shared.item())
-    return found if found >= 0 else None
+def _decisions(path: Path, control: Control, first: bool) -> list[Any]:
+    """As rank 0 reads them: two hosts may see a shared file at different moments."""
+    found: list[Any] = control.gather(read_decisions(path) if first else None)[0]
+    return found
 
 
-def _check_resumable(
-    config: RunConfig, folder: RunFolder, step: int, now: dict[str, str], *, fresh: bool
-) -> None:
-    path = folder.checkpoints / folder_name(step)
+def _resumable(folder: RunFolder, rank: Rank) -> Path | None:
+    """The newest sound checkpoint, the same on every rank; tells what is wrong with newer ones."""
+    rank.watchdog.beat("looking for a checkpoint")
+    if rank.ranks.rank == 0:
+        for line in clean_up(folder.path):
+            rank.logger.warning("%s", line)
+    if rank.ranks.world_size > 1:
+        dist.barrier(group=rank.control_group)
+    found, passed_over = agree_on_resumable(
+        folder.path,
+        rank=rank.ranks.rank,
+        world_size=rank.ranks.world_size,
+        group=rank.control_group,
+    )
+    for problem in passed_over:
+        rank.logger.warning("passed over: %s", problem)
+        print(f"passed over a damaged checkpoint: {problem}", flush=True)
+    return found
+
+
+def _check_resumable(config: RunConfig, path: Path, now: dict[str, str], *, fresh: bool) -> None:
     if fresh:
         raise RunError(
             f"{config.run_path} already holds {path.name} and --fresh refuses to resume; "

@@ -6,18 +6,29 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
 from data_pipeline.errors import DataError
 from data_pipeline.shards.manifest import Manifest
+from pretrain.checkpoints.settings import CheckpointSettings
 from pretrain.data_settings import DataSettings
+from pretrain.engine.settings import DeepSpeedSettings
 from pretrain.errors import ConfigError
-from pretrain.optimization.schedules import ScheduleKind
+from pretrain.evaluation.settings import EvaluationSettings
+from pretrain.optimization.curriculum import stage_at
+from pretrain.optimization.settings import (
+    Curriculum,
+    OptimizerSettings,
+    ScheduleSettings,
+    SpikeSettings,
+)
+from pretrain.resilience.settings import ResilienceSettings
 from pretrain.section import NonNegative, Positive, Section
+from pretrain.telemetry.settings import TelemetrySettings
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
-from spade_model.config import AttentionBackend, SpadeConfig
+from spade_model.config import AttentionBackend, CheckpointingKind, SpadeConfig
 from spade_model.config_checks import learned_quantities, nearest_name
 
 
@@ -27,97 +38,45 @@ class TrainSettings(Section):
     seed: NonNegative = 0
     """Initial weights, order of samples, masks and dropout all follow from it."""
     max_steps: Positive
-    """Optimizer steps of the whole run."""
+    """Optimizer updates of the whole run; skipped steps do not count."""
     global_batch_size: Positive
     """Samples of one optimizer step, over all ranks and accumulation."""
     micro_batch_size: Positive
     """Samples of one forward pass on one rank."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the matrix products; weights, state-space layers, softmax and loss stay float32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Of the matrix products; weights, state-space layers, softmax and loss stay float32. `fp16`
+    scales the loss and is for GPUs that lack bfloat16."""
     gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
-    activation_checkpointing: bool = False
-    """Recompute each layer's activations in the backward pass: less memory, a third more work."""
+    activation_checkpointing: CheckpointingKind = "none"
+    """`full` keeps of each layer its input and computes the layer again in the backward pass: far
+    less memory, a third more work; `selective` keeps the matrix products as well: less is saved,
+    and less computed again."""
+    activation_checkpointing_every_layers: Positive = 1
+    """Of so many layers one is treated so; 1 means all."""
+    compile: bool = False
+    """Compile the layers with torch.compile: faster after a first step of a minute or more. Needs a
+    C++ compiler on CPUs."""
+    matrix_product_precision: Literal["ieee", "tf32"] = "ieee"
+    """On GPUs, how float32 matrix products are computed: `tf32` is faster and rounds to ten bits;
+    it concerns what autocast leaves in float32, the state-space kernels among it."""
     attention_backend: AttentionBackend = "auto"
     """Who computes the encoder's attention: tiles for CPUs, blocks for GPUs, `flex` for torch's
     compiled kernels, `reference` for the quadratic definition; `auto` chooses by device."""
     deterministic: bool = False
     """On GPUs use only kernels that give the same bits every time, about a quarter slower: needed
     for runs that are to be equal bit for bit. On CPUs they always are."""
+    curriculum: Curriculum = ()
+    """Smaller batches or shorter windows at first, as stages counted in tokens."""
     log_every_steps: Positive = 1
     """Steps between two lines of metrics."""
 
 
-class OptimizerSettings(Section):
-    """AdamW, in three groups: decayed, not decayed, state-space."""
+class Stage(NamedTuple):
+    """What holds for a part of the run."""
 
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak rate of every parameter outside the state-space layers."""
-    state_space_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak rate of the state-space parameters; none means `learning_rate`."""
-    state_space_learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict
-    )
-    """Peak rates of single state-space quantities, such as ``{log_dt: 1.0e-4}``, where they differ
-    from `state_space_learning_rate`. Names are those of `model.trainable_state_space`, and for an
-    EMA those of its tensors."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of matrices and embeddings; norms, biases and state-space parameters never decay."""
-    betas: tuple[
-        Annotated[float, Field(ge=0, lt=1)],
-        Annotated[float, Field(ge=0, lt=1)],
-    ] = (0.9, 0.98)
-    """Decay rates of the two moments."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-
-
-class ScheduleSettings(Section):
-    """How the learning rates move; see `pretrain.optimization.schedules`."""
-
-    kind: ScheduleKind = "cosine"
-    """`inverse_sqrt`, `cosine`, or `wsd` (warm-up, stable, decay)."""
-    warmup_steps: NonNegative = 100
-    """Steps of linear warm-up."""
-    decay_steps: NonNegative = 0
-    """Steps of the closing decay; for `wsd`, where it must be above 0."""
-    final_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Rate at the last step over the peak rate; for `cosine` and `wsd`."""
-
-    @model_validator(mode="after")
-    def _decay_belongs_to_wsd(self) -> ScheduleSettings:
-        if self.kind == "wsd" and self.decay_steps == 0:
-            raise ValueError("decay_steps is 0; wsd needs a decay, a tenth of max_steps is common")
-        if self.kind != "wsd" and self.decay_steps != 0:
-            raise ValueError(
-                f"decay_steps is {self.decay_steps} but only kind: wsd decays so; remove it"
-            )
-        return self
-
-
-class EvaluationSettings(Section):
-    """Held-out denoising loss."""
-
-    every_steps: Positive = 500
-    """Steps between two evaluations; one is always made before the first and after the last."""
-    samples: Positive = 64
-    """Held-out samples, always the same ones."""
-
-
-class CheckpointSettings(Section):
-    """When state is written and how much of it is kept."""
-
-    every_steps: Positive = 500
-    """Steps between two checkpoints; one is always written at the end and on a stop."""
-    keep_last: Positive = 2
-    """Complete checkpoints that are kept."""
-
-
-class DeepSpeedSettings(Section):
-    """What is left to DeepSpeed."""
-
-    zero_stage: Literal[1, 2] = 2
-    """1 shards the optimizer's state over the ranks, 2 the gradients as well."""
+    global_batch_size: int
+    input_length_tokens: int
 
 
 class RunConfig(Section):
@@ -142,6 +101,12 @@ class RunConfig(Section):
     """The held-out loss."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What survives."""
+    spikes: SpikeSettings = SpikeSettings()
+    """What happens when loss or gradients jump."""
+    resilience: ResilienceSettings = ResilienceSettings()
+    """What ends a run that cannot or shall not go on."""
+    telemetry: TelemetrySettings = TelemetrySettings()
+    """What is told while it goes on."""
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
     """The engine."""
 
@@ -172,16 +137,23 @@ class RunConfig(Section):
                 f"{target_tokens} target tokens of data.input_length_tokens "
                 f"{data.input_length_tokens}; raise it or leave it out"
             )
-        if self.schedule.warmup_steps > train.max_steps:
+        warmup_steps = self.schedule.steps_of_warmup()
+        if warmup_steps + self.schedule.decay_steps > train.max_steps:
             raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} exceeds train.max_steps "
-                f"{train.max_steps}; shorten the warm-up"
+                f"schedule.warmup_steps {warmup_steps} and schedule.decay_steps "
+                f"{self.schedule.decay_steps} together exceed train.max_steps {train.max_steps}; "
+                "shorten one of them"
             )
-        if self.schedule.warmup_steps + self.schedule.decay_steps > train.max_steps:
+        every, evaluated_every = self.checkpoint.every_steps, self.evaluation.every_steps
+        if self.checkpoint.keep_best and every % evaluated_every:
             raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} and schedule.decay_steps "
-                f"{self.schedule.decay_steps} together exceed train.max_steps {train.max_steps}"
+                f"checkpoint.keep_best {self.checkpoint.keep_best} keeps checkpoints of steps that "
+                f"were evaluated, but checkpoint.every_steps {every} is no multiple of "
+                f"evaluation.every_steps {evaluated_every}; change one of them"
             )
+        self._check_curriculum()
+        self.evaluation.check_lengths(data, model.max_target_length_tokens)
+        self.optimizer.check_sharding(self.deepspeed.zero_stage)
         return self
 
     def _check_rates(self) -> None:
@@ -198,20 +170,68 @@ class RunConfig(Section):
         """The run's own folder."""
         return self.run_dir / self.name
 
-    def accumulation_steps(self, world_size: int) -> int:
+    def _check_curriculum(self) -> None:
+        for number, stage in enumerate(self.train.curriculum):
+            name = f"train.curriculum.{number}"
+            batch = stage.global_batch_size
+            if batch is not None and batch % self.train.micro_batch_size:
+                raise ValueError(
+                    f"{name}.global_batch_size {batch} is no multiple of train.micro_batch_size "
+                    f"{self.train.micro_batch_size}; change one of them"
+                )
+            length = stage.input_length_tokens
+            if length is None:
+                continue
+            if length > self.data.input_length_tokens:
+                raise ValueError(
+                    f"{name}.input_length_tokens {length} exceeds data.input_length_tokens "
+                    f"{self.data.input_length_tokens}; raise that, it is the longest of the run"
+                )
+            if length <= self.model.local_radius_tokens:
+                raise ValueError(
+                    f"{name}.input_length_tokens {length} is within model.local_radius_tokens "
+                    f"{self.model.local_radius_tokens}; lengthen it"
+                )
+
+    def stage(self, tokens_seen: int) -> Stage:
+        """Batch and length that hold after so many tokens."""
+        found = stage_at(self.train.curriculum, tokens_seen)
+        batch = None if found is None else found.global_batch_size
+        length = None if found is None else found.input_length_tokens
+        return Stage(batch or self.train.global_batch_size, length or self.data.input_length_tokens)
+
+    def accumulation_steps(self, world_size: int, global_batch_size: int | None = None) -> int:
         """Micro-batches of one step on each rank.
+
+        Args:
+            world_size: Number of ranks.
+            global_batch_size: Of a stage of the curriculum; by default the run's.
 
         Raises:
             ConfigError: If the global batch cannot be cut evenly over the ranks.
         """
+        batch = global_batch_size or self.train.global_batch_size
         samples = self.train.micro_batch_size * world_size
-        if self.train.global_batch_size % samples:
+        if batch % samples:
+            name = "train.global_batch_size"
+            if batch != self.train.global_batch_size:
+                name = "global_batch_size of a stage of train.curriculum"
             raise ConfigError(
-                f"train.global_batch_size {self.train.global_batch_size} is no multiple of "
-                f"train.micro_batch_size {self.train.micro_batch_size} x {world_size} processes "
-                f"= {samples}; change the batch or the number of processes"
+                f"{name} {batch} is no multiple of train.micro_batch_size "
+                f"{self.train.micro_batch_size} x {world_size} processes = {samples}; change the "
+                "batch or the number of processes"
             )
-        return self.train.global_batch_size // samples
+        return batch // samples
+
+    def most_accumulation_steps(self, world_size: int) -> int:
+        """The same for the largest batch of the run; all batches are checked.
+
+        Raises:
+            ConfigError: If one of them cannot be cut evenly over the ranks.
+        """
+        batches = [stage.global_batch_size for stage in self.train.curriculum]
+        steps = [self.accumulation_steps(world_size, batch) for batch in (None, *batches)]
+        return max(steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what YAML and JSON can hold."""
@@ -284,6 +304,7 @@ class RunConfig(Section):
                 "of the tokenizer of data.train; leave model.vocab_size out"
             )
         self.data.check_data()
+        self.evaluation.check_data(self.data)
 
 
 def json_schema() -> dict[str, Any]:

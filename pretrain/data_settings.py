@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from data_pipeline.errors import DataError
@@ -24,8 +26,15 @@ from pretrain.section import NonNegative, Positive, Section
 Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Of something that metrics are named after: letters, digits, dot, dash and underscore."""
+
 SINGLE_SOURCE = "train"
 """Name of the data set where `data.train` is just a path."""
+
+ALL_HELDOUT = "heldout"
+"""Name of the held-out data taken together, and of the data set where `data.heldout` is just a
+path."""
 
 
 class SpanCorruptionSettings(Section):
@@ -103,8 +112,9 @@ class DataSettings(Section):
     train: str | dict[str, SourceSettings]
     """What to train on: the folder or URL of a data set written by `spade data build` or indexed by
     `spade data index`, or several by name with weights."""
-    heldout: str
-    """Folder or URL of the data set that is never trained on."""
+    heldout: str | dict[Name, str]
+    """What is never trained on: the folder or URL of a data set, or several by name, such as one a
+    source. Each is evaluated by itself, and all of them together as `heldout`."""
     tokenizer: Path
     """Folder of the tokenizer that all were written with."""
     input_length_tokens: Annotated[int, Field(ge=16)] = 512
@@ -166,6 +176,19 @@ class DataSettings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _heldout_sets_are_named(self) -> DataSettings:
+        if isinstance(self.heldout, str):
+            return self
+        if not self.heldout:
+            raise ValueError("data.heldout names no data set; give it at least one")
+        if ALL_HELDOUT in self.heldout:
+            raise ValueError(
+                f"data.heldout.{ALL_HELDOUT} has the name under which all held-out sets are "
+                "evaluated together; choose another"
+            )
+        return self
+
     def sources(self) -> dict[str, SourceSettings]:
         """The training data sets by name."""
         if isinstance(self.train, str):
@@ -176,15 +199,26 @@ class DataSettings(Section):
         """Where the training data sets lie, by name."""
         return {name: location_of(source.path) for name, source in self.sources().items()}
 
-    def make_objective(self) -> Objective:
-        """The objective with these lengths.
+    def heldout_locations(self) -> dict[str, Path | str]:
+        """Where the held-out data sets lie, by name."""
+        if isinstance(self.heldout, str):
+            return {ALL_HELDOUT: location_of(self.heldout)}
+        return {name: location_of(place) for name, place in self.heldout.items()}
+
+    def make_objective(self, objective: ObjectiveSettings | None = None) -> Objective:
+        """An objective with these lengths.
+
+        Args:
+            objective: Which; None means the one that is trained.
 
         Raises:
             DataError: If the lengths are impossible.
         """
-        options = self.objective.model_dump(exclude={"kind"})
+        chosen = objective or self.objective
         return make_objective(
-            self.objective.kind, input_length_tokens=self.input_length_tokens, **options
+            chosen.kind,
+            input_length_tokens=self.input_length_tokens,
+            **chosen.model_dump(exclude={"kind"}),
         )
 
     def manifests(self) -> dict[str, Manifest]:
@@ -227,25 +261,34 @@ class DataSettings(Section):
         """
         first = Stage(0, self.first_weights(self.manifests()))
         later = (Stage(stage.from_sample, stage.weights) for stage in self.stages)
-        return self._stream_settings(self.locations(), seed, (first, *later), quarantined)
+        return self._stream_settings(
+            self.locations(), seed, self.objective, (first, *later), quarantined
+        )
 
-    def heldout_settings(self, seed: int) -> StreamSettings:
-        """The stream of held-out samples."""
-        return self._stream_settings({"heldout": location_of(self.heldout)}, seed, (), ())
+    def heldout_settings(
+        self, seed: int, name: str = ALL_HELDOUT, objective: ObjectiveSettings | None = None
+    ) -> StreamSettings:
+        """The stream of a held-out data set.
+
+        Args:
+            seed: Of the run.
+            name: Which of `heldout_locations`.
+            objective: What is made of its windows; None means the objective that is trained.
+        """
+        place = self.heldout_locations()[name]
+        return self._stream_settings({name: place}, seed, objective or self.objective)
 
     def _stream_settings(
         self,
         sources: dict[str, Path | str],
         seed: int,
-        stages: tuple[Stage, ...],
-        quarantined: tuple[QuarantineEntry, ...],
+        objective: ObjectiveSettings,
+        stages: tuple[Stage, ...] = (),
+        quarantined: tuple[QuarantineEntry, ...] = (),
     ) -> StreamSettings:
-        sentence_end = None
-        if self.objective.kind == "gap_sentences":
-            sentence_end = sentence_end_table(DocumentTokenizer.load(self.tokenizer))
         return StreamSettings(
             sources=sources,
-            objective=self.make_objective(),
+            objective=self.make_objective(objective),
             seed=seed,
             stages=stages,
             windows=self.windows,
@@ -258,7 +301,7 @@ class DataSettings(Section):
             quarantined=quarantined,
             cache=self._cache(),
             tokenizer=self.tokenizer,
-            sentence_end=sentence_end,
+            sentence_end=self._sentence_end(objective),
         )
 
     def _cache(self) -> CacheSettings | None:
@@ -273,10 +316,7 @@ class DataSettings(Section):
             ConfigError: If data sets and tokenizer do not belong together, or no window fits.
             DataError: If a manifest is missing or damaged, or the sentinels are too few.
         """
-        named = {f"train.{name}": manifest for name, manifest in self.manifests().items()}
-        if isinstance(self.train, str):
-            named = {"train": named[f"train.{SINGLE_SOURCE}"]}
-        named["heldout"] = self.load_manifest(location_of(self.heldout))
+        named = self._manifests_by_field()
         first_name, first = next(iter(named.items()))
         for name, manifest in named.items():
             if manifest.tokenizer_fingerprint != first.tokenizer_fingerprint:
@@ -288,18 +328,50 @@ class DataSettings(Section):
             first.check_tokenizer(DocumentTokenizer.load(self.tokenizer))
         except DataError as error:
             raise ConfigError(f"data.tokenizer {self.tokenizer}: {error}") from None
-        settings = self.heldout_settings(seed=0)
-        objective = settings.objective
-        objective.check_vocabulary(special_tokens(first, settings.sentence_end))
+        self.check_objective()
+
+    def check_objective(self, objective: ObjectiveSettings | None = None) -> None:
+        """Check that tokenizer and data sets have what an objective needs.
+
+        Args:
+            objective: Which; None means the one that is trained.
+
+        Raises:
+            ConfigError: If a data set holds no window that is long enough.
+            DataError: If a manifest is missing or damaged, the sentinels are too few, or the
+                lengths are impossible.
+        """
+        made = self.make_objective(objective)
+        named = self._manifests_by_field()
+        first = next(iter(named.values()))
+        made.check_vocabulary(special_tokens(first, self._sentence_end(objective)))
         for name, manifest in named.items():
             if self.windows == "concat" and not any(
-                shard.tokens >= objective.window_tokens for shard in manifest.shards
+                shard.tokens >= made.window_tokens for shard in manifest.shards
             ):
                 raise ConfigError(
-                    f"data.{name} holds no window of {objective.window_tokens} tokens "
+                    f"data.{name} holds no window of {made.window_tokens} tokens "
                     f"({manifest.tokens} tokens in all); shorten data.input_length_tokens or add "
                     "documents"
                 )
+
+    def _manifests_by_field(self) -> dict[str, Manifest]:
+        """Manifests of all data sets, by the fields of this section that name them."""
+        single = isinstance(self.train, str)
+        named = {
+            "train" if single else f"train.{name}": manifest
+            for name, manifest in self.manifests().items()
+        }
+        for name, place in self.heldout_locations().items():
+            field = "heldout" if isinstance(self.heldout, str) else f"heldout.{name}"
+            named[field] = self.load_manifest(place)
+        return named
+
+    def _sentence_end(self, objective: ObjectiveSettings | None) -> npt.NDArray[np.bool_] | None:
+        """Which ids end a sentence, where the objective asks."""
+        if (objective or self.objective).kind != "gap_sentences":
+            return None
+        return sentence_end_table(DocumentTokenizer.load(self.tokenizer))
 
 
 def location_of(text: str) -> Path | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -12,19 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from pretrain.planning.devices import device_of_gpu
 from pretrain.ranks import Ranks
-
-# Dense bf16 rates in FLOP/s from the makers' data sheets (without sparsity).
-_GPU_PEAK_FLOPS_PER_SECOND = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-    "V100": 125e12,
-    "MI300X": 1307e12,
-}
 
 
 def pick_device(local_rank: int) -> torch.device:
@@ -41,10 +31,9 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     on this device in well under a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
-        name = torch.cuda.get_device_name(device)
-        for key, peak in _GPU_PEAK_FLOPS_PER_SECOND.items():
-            if key in name:
-                return peak
+        known = device_of_gpu(torch.cuda.get_device_name(device))
+        if known is not None and "bf16" in known.peak_flops_per_second:
+            return known.peak_flops_per_second["bf16"]
     size = 4096 if device.type == "cuda" else 768
     left = torch.randn(size, size, device=device, dtype=dtype)
     right = torch.randn(size, size, device=device, dtype=dtype)
@@ -58,11 +47,12 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best_seconds
 
 
-def memory_in_use_bytes(device: torch.device) -> int:
-    """Peak GPU memory of this process, or its resident memory on the CPU."""
+def available_memory_bytes(device: torch.device) -> int:
+    """Memory of this rank's device: the whole GPU, or the host's memory and what limits it."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return int(psutil.Process().memory_info().rss)
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit > 0]
+    return min([int(psutil.virtual_memory().total), *limits])
 
 
 def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
-import torch.distributed as dist
 
 from data_pipeline.reading.batch_loader import BatchLoader
-from pretrain.checkpoints.checkpoint import Position, save_checkpoint
-from pretrain.config import RunConfig
-from pretrain.engine.engine import set_learning_rates
-from pretrain.errors import RunError
-from pretrain.evaluation.heldout import HeldoutEvaluation
-from pretrain.hardware import memory_in_use_bytes
-from pretrain.model_inputs import model_inputs
+from pretrain.accumulation import Accumulation, StepOutcome
+from pretrain.checkpoints.checkpoint_format import CheckpointKind
+from pretrain.checkpoints.position import Position
+from pretrain.checkpoints.saver import CheckpointSaver
+from pretrain.config import RunConfig, Stage
+from pretrain.control import Control, StopAgreed
+from pretrain.data_settings import ALL_HELDOUT
+from pretrain.engine.training_engine import TrainingEngine
+from pretrain.evaluation.evaluation import Evaluation
+from pretrain.observer import Observer
 from pretrain.optimization.schedules import learning_rate_factor
-from pretrain.ranks import Ranks
-from pretrain.resilience.stop import StopRequest
-from pretrain.run_folder import RunFolder, write_atomically
-from pretrain.telemetry.metrics import MetricsWriter, ProgressLine
-
-
-class StepOutcome(NamedTuple):
-    """What one step gave, the same on every rank but for the seconds."""
-
-    loss: float
-    """Mean over all ranks and micro-batches."""
-    tokens: int
-    """Of the windows of all ranks, before masking."""
-    data_wait_seconds: float
-    """That this rank waited for its batches."""
-    stopped: bool
-    """Whether any rank was asked to stop."""
+from pretrain.optimization.spikes import Decision
+from pretrain.resilience.watchdog import Watchdog
+from pretrain.run_state import RunState
 
 
 @dataclass
@@ -46,194 +27,173 @@ class Trainer:
     """All that one rank needs to train; put together by :mod:`pretrain.assembly`."""
 
     config: RunConfig
-    engine: Any
-    loader: BatchLoader
-    evaluation: HeldoutEvaluation
-    metrics: MetricsWriter | None
-    """On rank 0 alone."""
-    progress: ProgressLine
-    ranks: Ranks
-    device: torch.device
-    stop: StopRequest
-    position: Position
-    fingerprints: dict[str, str]
-    flops_per_step: int
-    peak_flops_per_second: float
-    """Of all ranks together."""
-    epochs: Callable[[int], dict[str, float]]
-    """How often each source has been seen in the first so many samples."""
-    quarantined: list[dict[str, Any]]
-    """Damaged places of the data known to all ranks at the last checkpoint."""
-    logger: logging.Logger
-    """This rank's log."""
-    _damages_told: int = 0
+    engine: TrainingEngine
+    accumulation: Accumulation
+    control: Control
+    state: RunState
+    saver: CheckpointSaver
+    evaluation: Evaluation
+    observer: Observer
+    watchdog: Watchdog
+    open_loader: Callable[[Position, Stage], BatchLoader]
+    """Batches from a place of the run on."""
+    _loader: BatchLoader | None = None
+    _stage: Stage | None = None
 
     def run(self) -> bool:
-        """Train from ``position`` to the last step, or until asked to stop.
+        """Train from where the state is to the last update, or until asked to stop.
 
         Returns:
             Whether the run is finished; otherwise it stopped on request, its state saved.
 
         Raises:
-            RunError: If the loss is not finite.
+            RunError: If the run gives up: too many steps are not fit to be made.
             CheckpointError: If a checkpoint cannot be written.
         """
-        train = self.config.train
-        saved_step = self.position.step if self.position.step else None
-        if self.position.step == 0:
-            self._evaluate()
-        stopped = self._any_rank_stopped()
-        while self.position.step < train.max_steps and not stopped:
-            step = self.position.step + 1
-            start = time.perf_counter()
-            rates = self._set_learning_rates(step)
-            outcome = self._step(step)
-            stopped = outcome.stopped
-            self._advance(outcome.tokens)
-            self._tell_damage()
-            seconds = time.perf_counter() - start
-            if step % train.log_every_steps == 0 or step == train.max_steps:
-                self._log(outcome, rates, seconds)
-            self.progress.update(step, outcome.loss, outcome.tokens / seconds)
-            finished = step == train.max_steps
-            if finished or step % self.config.evaluation.every_steps == 0:
-                self._evaluate()
-            if finished or stopped or step % self.config.checkpoint.every_steps == 0:
-                self._save()
-                saved_step = step
-        if stopped and saved_step != self.position.step:
-            self._save()  # asked to stop before the first step
-        return self.position.step >= train.max_steps
+        try:
+            while True:
+                self._evaluate_if_due()
+                if self._finished:
+                    self._save("final")
+                    break
+                if self._due(self.config.checkpoint.every_steps):
+                    self._save("scheduled")
+                self._make_step()
+        except StopAgreed:
+            self._save("stop")
+        self.saver.wait()
+        self._tell_saved()
+        return self._finished
 
     def close(self) -> None:
-        """Stop the loader's thread, flush the metrics, leave the terminal as it was."""
-        self.loader.close()
-        self.progress.close()
-        if self.metrics is not None:
-            self.metrics.close()
+        """Stop the loader, flush the metrics, leave the terminal as it was."""
+        if self._loader is not None:
+            self._loader.close()
+        self.evaluation.close()
+        self.saver.close()
+        self.observer.close(finished=self._finished)
 
-    def _step(self, step: int) -> StepOutcome:
-        """Accumulate gradients over the micro-batches, update the weights."""
-        # Dropout's randomness is a function of (seed, step, rank): there is none to save.
-        torch.manual_seed(_mix(self.config.train.seed, step, self.ranks.rank))
-        # Sum of losses, tokens read, and how many ranks were asked to stop: one collective.
-        shared = torch.zeros(3, dtype=torch.float64, device=self.device)
-        tokens = 0
-        data_wait_seconds = 0.0
-        accumulation_steps = self.config.accumulation_steps(self.ranks.world_size)
-        for _ in range(accumulation_steps):
-            batch = next(self.loader)
-            data_wait_seconds += self.loader.wait_seconds
-            tokens += self.loader.window_tokens
-            loss = self.engine(**model_inputs(batch, self.device)).loss
-            self.engine.backward(loss)
-            self.engine.step()
-            shared[0] += loss.detach().double() / accumulation_steps
-        shared[1] = tokens
-        shared[2] = float(self.stop.requested)
-        dist.all_reduce(shared)
-        loss_sum, step_tokens, stop_votes = shared.tolist()
-        mean_loss = loss_sum / self.ranks.world_size
-        if not math.isfinite(mean_loss):
-            raise RunError(
-                f"the loss is {mean_loss} at step {step}; the last checkpoint is sound: resume "
-                "with a lower optimizer.learning_rate or train.gradient_clipping"
-            )
-        return StepOutcome(mean_loss, int(step_tokens), data_wait_seconds, stop_votes > 0)
+    @property
+    def position(self) -> Position:
+        """How far the run has come."""
+        return self.state.progress.position
 
-    def _advance(self, tokens: int) -> None:
-        self.position = Position(
-            step=self.position.step + 1,
-            sample_index=self.position.sample_index + self.config.train.global_batch_size,
-            tokens_seen=self.position.tokens_seen + tokens,
+    @property
+    def _finished(self) -> bool:
+        return self.position.updates >= self.config.train.max_steps
+
+    def _due(self, every_steps: int) -> bool:
+        return self.position.step > 0 and self.position.step % every_steps == 0
+
+    def _make_step(self) -> None:
+        """One attempt at an update, judged afterwards."""
+        before = self.position
+        loader, stage = self._enter_stage()
+        step = before.step + 1
+        self.observer.before_step(step)
+        outcome = self.accumulation.step(
+            loader,
+            self.state.progress.guard,
+            step=step,
+            rate_factor=self._rate_factor,
+            skip=self.state.decisions.skipped_before(step, before.sample_index) is not None,
+            group_norms=self.observer.wants_group_norms(step),
         )
+        self.state.progress.position = Position(
+            step=step,
+            sample_index=before.sample_index + stage.global_batch_size,
+            tokens_seen=before.tokens_seen + outcome.tokens,
+            updates=before.updates + outcome.applied,
+        )
+        self.watchdog.first_step_done()
+        self.observer.after_step(outcome, self.position, stage.global_batch_size)
+        self.observer.tell_damage(loader.quarantined)
+        self._tell_saved()
+        self._judge(outcome, before, stage)
 
-    def _set_learning_rates(self, step: int) -> dict[str, float]:
-        schedule = self.config.schedule
-        factor = learning_rate_factor(
-            schedule.kind,
-            step,
-            warmup_steps=schedule.warmup_steps,
+    def _judge(self, outcome: StepOutcome, before: Position, stage: Stage) -> None:
+        """Act on what the spike guard says of a step."""
+        step, sample_index = before.step + 1, before.sample_index
+        decision = self.state.progress.guard.judge(
+            outcome.loss, outcome.gradient_norm, outcome.applied
+        )
+        if decision.action == "abort":
+            self.state.give_up(decision, step=step, sample_index=sample_index)
+        if not outcome.applied:
+            skipped = Decision("skip", decision.reason)
+            if self.state.note(skipped, step=step, sample_index=sample_index):
+                text = f"step {step} was skipped, samples {sample_index} to "
+                text += f"{self.position.sample_index - 1}: {decision.reason}"
+                self.observer.event("skip", step, text, reason=decision.reason)
+        if decision.action == "roll_back":
+            self._roll_back(decision, before, stage)
+
+    def _roll_back(self, decision: Decision, before: Position, stage: Stage) -> None:
+        self.state.roll_back(
+            decision,
+            step=before.step + 1,
+            sample_index=before.sample_index,
+            samples=stage.global_batch_size,
+        )
+        self._close_loader()
+        now = self.position
+        self.observer.went_back(now.step)
+        text = f"rolled back from step {before.step + 1} to step {now.step}, going on with sample "
+        text += f"{now.sample_index}: {decision.reason}"
+        facts = {"from_step": before.step + 1, "reason": decision.reason}
+        self.observer.event("roll_back", now.step, text, **facts)
+
+    def _enter_stage(self) -> tuple[BatchLoader, Stage]:
+        """The loader of the curriculum's stage that holds now."""
+        stage = self.config.stage(self.position.tokens_seen)
+        self.state.progress.guard.enter(*stage)
+        if self._stage is not None and stage != self._stage:
+            self._close_loader()
+            text = f"from step {self.position.step + 1} on: batches of {stage.global_batch_size} "
+            text += f"samples, inputs of {stage.input_length_tokens} tokens"
+            self.observer.event("stage", self.position.step, text, **stage._asdict())
+        if self._loader is None:
+            self._loader = self.open_loader(self.position, stage)
+        self._stage = stage
+        return self._loader, stage
+
+    def _close_loader(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+        self._loader = None
+
+    def _rate_factor(self, step_tokens: int) -> float:
+        return learning_rate_factor(
+            self.config.schedule,
+            updates=self.position.updates,
+            tokens_seen=self.position.tokens_seen + step_tokens,
             max_steps=self.config.train.max_steps,
-            decay_steps=schedule.decay_steps,
-            final_ratio=schedule.final_ratio,
         )
-        return set_learning_rates(self.engine, factor)
 
-    def _log(self, outcome: StepOutcome, rates: dict[str, float], seconds: float) -> None:
-        if self.metrics is None:
+    def _evaluate_if_due(self) -> None:
+        progress, step = self.state.progress, self.position.step
+        due = step == 0 or self._finished or self._due(self.config.evaluation.every_steps)
+        if not due or progress.evaluated_step == step:
             return
-        record = {
-            "step": self.position.step,
-            "loss": outcome.loss,
-            "learning_rate": rates.get("decay", next(iter(rates.values()))),
-            **{f"learning_rate/{name}": rate for name, rate in rates.items()},
-            "grad_norm": float(self.engine.get_global_grad_norm()),
-            "tokens_seen": self.position.tokens_seen,
-            "sample_index": self.position.sample_index,
-            "tokens_per_second": outcome.tokens / seconds,
-            "model_flops_utilisation": self.flops_per_step / seconds / self.peak_flops_per_second,
-            "step_seconds": seconds,
-            "data_wait_seconds": outcome.data_wait_seconds,
-            "memory_bytes": memory_in_use_bytes(self.device),
-            "skipped_steps": self.engine.skipped_steps,
-            **{
-                f"epochs/{name}": value
-                for name, value in self.epochs(self.position.sample_index).items()
-            },
-        }
-        self.metrics.write(record)
+        with self.observer.timer.part("evaluation"):
+            record = self.evaluation.run(
+                self.engine.deepspeed, lambda: self.control.should_stop(f"evaluation at {step}")
+            )
+        if record is None:
+            raise StopAgreed
+        progress.evaluated_step = step
+        progress.heldout_loss = record[f"eval/{ALL_HELDOUT}/loss"]
+        self.observer.evaluated(record, step)
 
-    def _evaluate(self) -> None:
-        losses = self.evaluation.run(self.engine)
-        if self.metrics is not None:
-            self.metrics.write({"step": self.position.step, **losses})
-        self.progress.say(
-            f"step {self.position.step}: held-out loss {losses['eval/heldout/loss']:.4f} "
-            f"(unigram {losses['eval/heldout/unigram_loss']:.4f}), on text alone "
-            f"{losses['eval/heldout/text_loss']:.4f} "
-            f"(unigram {losses['eval/heldout/unigram_text_loss']:.4f})"
-        )
+    def _save(self, kind: CheckpointKind) -> None:
+        if self.state.progress.saved_step == self.position.step:
+            return
+        with self.observer.timer.part("checkpoint"):
+            self.observer.saving()
+            found = [] if self._loader is None else self._loader.quarantined
+            self.state.save(kind, [entry.to_json() for entry in found])
+        self._tell_saved()
 
-    def _save(self) -> None:
-        quarantined = self._gather_damage()
-        path = save_checkpoint(
-            self.engine, self.config, self.position, self.fingerprints, quarantined
-        )
-        self.progress.say(f"step {self.position.step}: checkpoint {path}")
-
-    def _tell_damage(self) -> None:
-        """Say at once, on the rank that found it, which data are gone around."""
-        for entry in self.loader.quarantined[self._damages_told :]:
-            self._damages_told += 1
-            self.logger.warning("quarantined in source %s: %s", entry.source, entry.reason)
-            print(f"quarantined in source {entry.source}: {entry.reason}", flush=True)
-
-    def _gather_damage(self) -> list[dict[str, Any]]:
-        """What all ranks and earlier parts of the run found damaged; also into the run folder."""
-        mine = [entry.to_json() for entry in self.loader.quarantined]
-        found: list[list[dict[str, Any]]] = [[] for _ in range(self.ranks.world_size)]
-        dist.all_gather_object(found, mine)
-        for entry in (entry for part in found for entry in part):
-            if entry not in self.quarantined:
-                self.quarantined.append(entry)
-        if self.ranks.rank == 0 and self.quarantined:
-            lines = "".join(f"{json.dumps(entry)}\n" for entry in self.quarantined)
-            write_atomically(RunFolder(self.config.run_path).quarantine_path, lines)
-        return self.quarantined
-
-    def _any_rank_stopped(self) -> bool:
-        votes = torch.tensor([self.stop.requested], dtype=torch.int64, device=self.device)
-        dist.all_reduce(votes)
-        return bool(votes.item())
-
-
-def _mix(*numbers: int) -> int:
-    """One 63-bit number from several; splitmix64's finaliser (Steele et al. 2014)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
+    def _tell_saved(self) -> None:
+        for checkpoint in self.saver.take_finished():
+            self.observer.saved(checkpoint)

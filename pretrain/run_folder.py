@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "stopped.json"
 
     @property
+    def stop_request(self) -> Path:
+        """Whoever makes this file asks the run to save and stop."""
+        return self.path / "STOP"
+
+    @property
     def quarantine_path(self) -> Path:
         """Damaged data that the run goes around, one JSON object a line."""
         return self.path / "quarantine.jsonl"

@@ -8,11 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import time
+from typing import TYPE_CHECKING
 
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.ranks import Ranks, export_rendezvous, find_ranks
+from pretrain.resilience.collectives import CollectiveRecorder
 from pretrain.resilience.stop import STOPPED_EXIT_CODE, StopRequest
+from pretrain.resilience.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.loop import Trainer
 from pretrain.run_folder import RunFolder, write_json
 
 
@@ -34,10 +42,14 @@ def main(config: RunConfig, *, fresh: bool = False) -> int:
     """
     stop = StopRequest().install()
     ranks = find_ranks(os.environ)
-    config.accumulation_steps(ranks.world_size)
+    config.most_accumulation_steps(ranks.world_size)
     export_rendezvous(ranks, os.environ)
     folder = RunFolder(config.run_path)
     logger = _prepare(folder, ranks)
+    stop.watch(
+        file=folder.stop_request if ranks.rank == 0 else None,
+        wall_clock_seconds=config.resilience.stop.wall_clock_seconds,
+    )
     logger.info("rank %d of %d starts (%s)", ranks.rank, ranks.world_size, ranks.launcher)
     try:
         code = _train(config, ranks, folder, stop, fresh=fresh, logger=logger)
@@ -57,33 +69,93 @@ def _train(
     fresh: bool,
     logger: logging.Logger,
 ) -> int:
+    recorder = CollectiveRecorder()
+    settings = config.resilience
+    with Watchdog(
+        settings.watchdog, rank=ranks.rank, log_folder=folder.logs, recorder=recorder
+    ) as watchdog:
+        from torch import distributed
+
+        from pretrain.engine.start import start_processes
+        from pretrain.hardware import pick_device
+        from pretrain.resilience.collective_timeout import carry_timeout
+        from pretrain.telemetry.writer import check_trackers
+
+        check_trackers(config.telemetry)
+        device = pick_device(ranks.local_rank)
+        start_processes(
+            device,
+            deterministic=config.train.deterministic,
+            matrix_product_precision=config.train.matrix_product_precision,
+        )
+        carry_timeout(settings.collective_timeout_seconds)
+        recorder.attach()
+        try:
+            return _train_together(config, ranks, folder, stop, device, watchdog, recorder, fresh)
+        finally:
+            recorder.detach()
+            distributed.destroy_process_group()
+
+
+def _train_together(
+    config: RunConfig,
+    ranks: Ranks,
+    folder: RunFolder,
+    stop: StopRequest,
+    device: torch.device,
+    watchdog: Watchdog,
+    recorder: CollectiveRecorder,
+    fresh: bool,
+) -> int:
+    """Once all ranks have met."""
     from torch import distributed
 
-    from pretrain.assembly import assemble_trainer
-    from pretrain.engine.engine import start_processes
-    from pretrain.hardware import pick_device
+    from pretrain.assembly import Rank, assemble_trainer
+    from pretrain.resilience.liveness import Liveness
 
-    device = pick_device(ranks.local_rank)
-    start_processes(device, deterministic=config.train.deterministic)
-    try:
-        trainer = assemble_trainer(config, ranks, device, stop, fresh=fresh, logger=logger)
+    rank = Rank(
+        ranks=ranks,
+        device=device,
+        stop=stop,
+        watchdog=watchdog,
+        control_group=distributed.new_group(backend="gloo"),
+        saving_group=distributed.new_group(backend="gloo"),
+        logger=logging.getLogger("spade"),
+    )
+    with Liveness(
+        config.resilience.liveness,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        host=os.environ["MASTER_ADDR"],
+        group=rank.control_group,
+        log_folder=folder.logs,
+        recorder=recorder,
+    ) as liveness:
+        watchdog.announce = liveness.abort
+        trainer = assemble_trainer(config, rank, fresh=fresh)
         try:
             finished = trainer.run()
+            return _leave(trainer, folder, stop, first=ranks.rank == 0, finished=finished)
         finally:
             trainer.close()
-        if finished:
-            trainer.progress.say(f"done: {config.train.max_steps} steps in {folder.path}")
-            return 0
-        step = trainer.position.step
-        if ranks.rank == 0:
-            write_json(
-                folder.stop_marker,
-                {"step": step, "signal": stop.signal_name, "unix_seconds": time.time()},
-            )
-        trainer.progress.say(f"stopped on request after step {step}, state saved")
-        return STOPPED_EXIT_CODE
-    finally:
-        distributed.destroy_process_group()
+
+
+def _leave(
+    trainer: Trainer, folder: RunFolder, stop: StopRequest, *, first: bool, finished: bool
+) -> int:
+    """Say how the run ended, to people and to launchers."""
+    step = trainer.position.step
+    if finished:
+        trainer.observer.progress.say(f"done: {step} steps in {folder.path}")
+        return 0
+    reason = trainer.control.stop_reason()
+    if first:
+        write_json(
+            folder.stop_marker, {"step": step, "reason": reason, "unix_seconds": time.time()}
+        )
+        stop.honoured()
+    trainer.observer.progress.say(f"stopped on request ({reason}) after step {step}, state saved")
+    return STOPPED_EXIT_CODE
 
 
 def _prepare(folder: RunFolder, ranks: Ranks) -> logging.Logger:

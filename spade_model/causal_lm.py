@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.backends import check_backend
 from spade_model.config import SpadeConfig
 from spade_model.decoding import CausalCache
@@ -74,9 +75,9 @@ class SpadeForCausalLM(nn.Module):
         self.lm_head.weight = self.model.shared.weight
         initialize_parameters(self.model, config, tokens=self.model.shared)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the input of each layer while training and compute the layer again."""
-        self.model.decoder.activation_checkpointing = enabled
+    def set_activation_checkpointing(self, chosen: ActivationCheckpointing) -> None:
+        """Choose what the layers keep while training and what they compute again."""
+        self.model.decoder.activation_checkpointing = chosen
 
     def set_attention_backend(self, backend: str) -> None:
         """Choose who computes attention, see `spade_model.attention.backends`.

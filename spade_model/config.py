@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from spade_model.config_checks import check_config, nearest_name, state_space_placement
 
+CheckpointingKind = Literal["none", "full", "selective"]
+"""What layers compute again in the backward pass, see `spade_model.activation_checkpointing`."""
+
 AttentionBackend = Literal["auto", "reference", "blocked", "tiled", "flex"]
 """Who computes attention in the long stack; not part of the architecture, all compute the same.
 ``reference`` is the definition; ``blocked`` whole-tensor products, for accelerators; ``tiled``

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.cache import DecodingCache
 from spade_model.attention.decoder import add_bias, causal_mask
 from spade_model.attention.positions import alibi_bias, rotary_angles
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = False
+        self.activation_checkpointing = ActivationCheckpointing()
         self.positions = (
             nn.Embedding(config.max_target_length_tokens, config.d_model)
             if config.decoder_position == "learned"
@@ -80,10 +80,10 @@ class Decoder(nn.Module):
         if self.positions is not None:
             embeddings = embeddings + self.positions(positions)
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             inputs = (hidden, self_mask, angles, encoder_hidden_states, cross_mask, cache)
-            if self.activation_checkpointing and self.training and cache is None:
-                hidden = checkpoint(layer, *inputs, use_reentrant=False)
+            if self.training and cache is None:
+                hidden = self.activation_checkpointing.run(layer, index, *inputs)
             else:
                 hidden = layer(*inputs)
         output: Tensor = self.final_norm(hidden)

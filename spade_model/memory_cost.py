@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spade_model.config import SpadeConfig
+from spade_model.config import CheckpointingKind, SpadeConfig
 from spade_model.cost import AttentionWork, attention_scores
 from spade_model.cuts import attention_reach, cut_for_products, split_length
 
@@ -17,14 +17,15 @@ def activation_bytes(
     target_length_tokens: int,
     *,
     bytes_per_element: int,
-    activation_checkpointing: bool,
+    activation_checkpointing: CheckpointingKind,
+    every_layers: int = 1,
     work: AttentionWork = "blocked",
 ) -> int:
     """Estimate the bytes that the forward pass keeps for the backward pass, and the logits.
 
     The residual stream, norms, state space and loss are float32; what matrix products keep has
     `bytes_per_element` (2 under bfloat16 autocast). Copies of the weights that autocast makes are
-    not counted.
+    not counted, and neither are the masks of dropout.
 
     Args:
         config: The architecture.
@@ -32,8 +33,9 @@ def activation_bytes(
         input_length_tokens: L.
         target_length_tokens: T; 0 without a decoder of its own.
         bytes_per_element: 2 or 4.
-        activation_checkpointing: Whether layers keep only their input; then the largest single
-            layer, which is computed again, comes on top.
+        activation_checkpointing: What layers keep; where any is computed again, the largest single
+            layer comes on top.
+        every_layers: Of so many layers one is treated so.
         work: Which backend computes the attention: ``blocked`` keeps its weights and windows,
             ``tiled`` keeps nothing of them.
     """
@@ -42,24 +44,84 @@ def activation_bytes(
     stream = _FLOAT32_BYTES * width
     long_layer = _long_layer_bytes(config, source, element, work)
     state_space = source * _state_space_bytes_per_token(config, element)
-    num_state_space = len(config.state_space_layer_indices)
-    num_decoder_layers = config.num_decoder_layers if config.is_encoder_decoder else 0
     decoder_layer = 0
-    if num_decoder_layers:
+    if config.is_encoder_decoder:
         decoder_layer = _decoder_layer_bytes(config, source, target, element)
     once = kernel_bytes(config, source) + spectrum_bytes(config, source)
 
     predicted = source if config.is_causal_lm else target
-    ends = (source + target) * (2 * stream + 2 * _norm_bytes(config)) + predicted * element * width
-    logits = predicted * config.vocab_size * (element + _FLOAT32_BYTES)
-    if activation_checkpointing:
-        inputs = config.num_long_layers * source + num_decoder_layers * target
-        largest = max(long_layer + (state_space if num_state_space else 0), decoder_layer)
-        again = micro_batch_size * largest + (once if num_state_space else 0)
-        return micro_batch_size * (inputs * stream + ends + logits) + again
-    layers = config.num_long_layers * long_layer + num_state_space * state_space
-    layers += num_decoder_layers * decoder_layer
-    return micro_batch_size * (layers + ends + logits) + num_state_space * once
+    kept = (source + target) * (2 * stream + 2 * _norm_bytes(config)) + predicted * element * width
+    kept += logits_bytes(config, source, target, bytes_per_element=element)
+    kept_once = 0
+    again = [0]
+    computes_again = activation_checkpointing != "none"
+    for index in range(config.num_long_layers):
+        has_state_space = index in config.state_space_layer_indices
+        layer = long_layer + (state_space if has_state_space else 0)
+        layer_once = once if has_state_space else 0
+        if computes_again and index % every_layers == 0:
+            again.append(micro_batch_size * layer + layer_once)
+            kept += source * stream
+            if activation_checkpointing == "selective":
+                kept += _long_product_bytes(config, source, element, work, has_state_space)
+        else:
+            kept, kept_once = kept + layer, kept_once + layer_once
+    for index in range(config.num_decoder_layers if config.is_encoder_decoder else 0):
+        if computes_again and index % every_layers == 0:
+            again.append(micro_batch_size * decoder_layer)
+            kept += target * stream
+            if activation_checkpointing == "selective":
+                kept += _decoder_product_bytes(config, source, target, element)
+        else:
+            kept += decoder_layer
+    return micro_batch_size * kept + kept_once + max(again)
+
+
+def logits_bytes(
+    config: SpadeConfig,
+    input_length_tokens: int,
+    target_length_tokens: int,
+    *,
+    bytes_per_element: int,
+) -> int:
+    """Return the bytes of one sample's logits and of what their loss keeps, as a part of the above.
+
+    Args:
+        config: The architecture.
+        input_length_tokens: L.
+        target_length_tokens: T; 0 without a decoder of its own.
+        bytes_per_element: 2 or 4.
+    """
+    predicted = input_length_tokens if config.is_causal_lm else target_length_tokens
+    return predicted * config.vocab_size * (bytes_per_element + _FLOAT32_BYTES)
+
+
+def _long_product_bytes(
+    config: SpadeConfig, length: int, element: int, work: AttentionWork, has_state_space: bool
+) -> int:
+    """The outputs of a long layer's matrix products: what selective checkpointing keeps."""
+    inner, width = config.inner_dim, config.d_model
+    attention = length * element * (3 * inner + width)
+    if work != "tiled":  # whose products lie inside a function of its own
+        scores = attention_scores(config, length, work) * config.num_heads
+        attention += element * (scores + length * inner)
+    joined = width if has_state_space and config.combine == "concat" else 0
+    return attention + length * element * (joined + _feed_forward_products(config))
+
+
+def _decoder_product_bytes(config: SpadeConfig, source: int, target: int, element: int) -> int:
+    """The outputs of a decoder layer's matrix products."""
+    inner, width = config.inner_dim, config.d_model
+    own = 3 * inner + width
+    other = inner + width
+    encoder_side = source * element * 2 * inner
+    return target * element * (own + other + _feed_forward_products(config)) + encoder_side
+
+
+def _feed_forward_products(config: SpadeConfig) -> int:
+    """Values a token of both feed-forward projections."""
+    expanded = config.d_ff * (2 if config.feed_forward == "gated_gelu" else 1)
+    return expanded + config.d_model
 
 
 def _norm_bytes(config: SpadeConfig) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.backends import check_backend
 from spade_model.attention.cache import DecoderCache, DecodingCache
 from spade_model.config import SpadeConfig
@@ -55,14 +56,17 @@ class SpadeModel(nn.Module):
         self.encoder = LongStack(config, causal=False)
         self.decoder = Decoder(config) if config.num_decoder_layers else None
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the input of each layer while training and compute the layer again.
-
-        Costs one more forward pass of the layers and saves most activation memory.
-        """
-        self.encoder.activation_checkpointing = enabled
+    def set_activation_checkpointing(self, chosen: ActivationCheckpointing) -> None:
+        """Choose what the layers keep while training and what they compute again."""
+        self.encoder.activation_checkpointing = chosen
         if self.decoder is not None:
-            self.decoder.activation_checkpointing = enabled
+            self.decoder.activation_checkpointing = chosen
+
+    def compile_layers(self) -> None:
+        """Have torch.compile make code of each layer when it is first called."""
+        for stack in (self.encoder, self.decoder):
+            for layer in [] if stack is None else stack.layers:
+                layer.compile()
 
     def set_attention_backend(self, backend: str) -> None:
         """Choose who computes the encoder's attention, see `spade_model.attention.backends`.
@@ -141,9 +145,13 @@ class SpadeForSeq2Seq(nn.Module):
         self.lm_head.weight = self.model.shared.weight
         initialize_parameters(self.model, config, tokens=self.model.shared)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
+    def set_activation_checkpointing(self, chosen: ActivationCheckpointing) -> None:
         """See `SpadeModel.set_activation_checkpointing`."""
-        self.model.set_activation_checkpointing(enabled)
+        self.model.set_activation_checkpointing(chosen)
+
+    def compile_layers(self) -> None:
+        """See `SpadeModel.compile_layers`."""
+        self.model.compile_layers()
 
     def set_attention_backend(self, backend: str) -> None:
         """See `SpadeModel.set_attention_backend`."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.decoding import continued_attention
 from spade_model.attention.long import attention_context
 from spade_model.config import AttentionBackend, SpadeConfig
@@ -24,7 +24,7 @@ class LongStack(nn.Module):
     def __init__(self, config: SpadeConfig, *, causal: bool) -> None:
         super().__init__()
         self.config, self.causal = config, causal
-        self.activation_checkpointing = False
+        self.activation_checkpointing = ActivationCheckpointing()
         self.attention_backend: AttentionBackend = "auto"
         self.first_norm = make_norm(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -67,9 +67,10 @@ class LongStack(nn.Module):
             raise ValueError("segment_ids cannot be used with a cache; decode one document a row")
         shared_bias = self._shared_bias(contexts[0])
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
-        for layer, context in zip(self.layers, contexts, strict=True):
-            if self.activation_checkpointing and self.training and cache is None:
-                hidden = checkpoint(layer, hidden, context, shared_bias, use_reentrant=False)
+        for index, (layer, context) in enumerate(zip(self.layers, contexts, strict=True)):
+            if self.training and cache is None:
+                run = self.activation_checkpointing.run
+                hidden = run(layer, index, hidden, context, shared_bias)
             else:
                 hidden = layer(hidden, context, shared_bias)
         output: Tensor = self.final_norm(hidden)

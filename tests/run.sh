@@ -49,7 +49,9 @@ check() {
 check "ruff check" "$VENV/bin/ruff" check .
 check "ruff format" "$VENV/bin/ruff" format --check .
 check "mypy" "$VENV/bin/mypy"
-check "fast tests" "${PYTEST[@]}" -m "not slow and not cluster" ${arguments[@]+"${arguments[@]}"}
+# One process a core; the slow ones start as many processes as there are cores themselves.
+check "fast tests" "${PYTEST[@]}" -n logical --maxprocesses 8 \
+    -m "not slow and not cluster" ${arguments[@]+"${arguments[@]}"}
 check "slow tests" "${PYTEST[@]}" -m "slow or cluster" ${arguments[@]+"${arguments[@]}"}
 
 if [ "${#failed[@]}" -gt 0 ]; then

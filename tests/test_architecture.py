@@ -51,7 +51,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "pretrain": (
         {"torch", "numpy", "pydantic", "yaml", "rich", "psutil", "safetensors", "matplotlib"}
         | {"xxhash", "tensorboard"},
-        {"deepspeed", "transformers"},
+        {"deepspeed", "transformers", "wandb", "mlflow"},
     ),
     "launch": ({"typer"}, {"rich", "psutil", "yaml", "torch"}),
     "finetune": ({"torch", "numpy", "transformers"}, set()),

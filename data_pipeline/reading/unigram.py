@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -28,40 +29,25 @@ class UnigramBaseline:
     counts: IntegerArray
     vocab: SpecialTokens
 
-    def loss(self, labels: npt.ArrayLike) -> float:
-        """Mean negative log-likelihood of all labels, in nats a token.
+    @cached_property
+    def nats(self) -> npt.NDArray[np.float64]:
+        """Negative log-likelihood of each id, float64 [vocab_size]."""
+        return _nats(self.counts + 1)
 
-        Args:
-            labels: Ids of any shape; negative ones are left out.
-
-        Raises:
-            DataError: If nothing is left to average.
-        """
-        ids = np.asarray(labels).ravel()
-        return _mean_loss(self.counts, ids[ids >= 0])
-
-    def text_loss(self, labels: npt.ArrayLike) -> float:
-        """The same over text alone: without sentinels and ends, in labels and frequencies.
+    @cached_property
+    def text_nats(self) -> npt.NDArray[np.float64]:
+        """The same where only text can come; infinite for sentinels, end and padding.
 
         That makes it the stronger baseline: it need not spend probability on sentinels.
-
-        Raises:
-            DataError: If nothing is left to average.
         """
-        ids = np.asarray(labels).ravel()
-        is_text = self.vocab.is_text(ids)
-        num_pieces = self.vocab.vocab_size - self.vocab.sentinel_count
-        counts = self.counts[:num_pieces].copy()
-        # Neither counted nor possible: -1 and the one that is added make zero.
-        counts[[self.vocab.eos_token_id, self.vocab.pad_token_id]] = -1
-        return _mean_loss(counts, ids[is_text])
+        is_text = self.vocab.is_text(np.arange(self.vocab.vocab_size))
+        return _nats(np.where(is_text, self.counts + 1, 0))
 
 
-def _mean_loss(counts: IntegerArray, ids: npt.NDArray[np.integer]) -> float:
-    if ids.size == 0:
-        raise DataError("no labels to compute the unigram loss of: give at least one sample")
-    smoothed = counts.astype(np.float64) + 1
-    return float(np.log(smoothed.sum()) - np.log(smoothed[ids]).mean())
+def _nats(counts: IntegerArray) -> npt.NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        nats: npt.NDArray[np.float64] = np.log(counts.sum()) - np.log(counts)
+    return nats
 
 
 def target_unigram(

@@ -36,6 +36,7 @@ FORMAT_VERSION = 1
 MODEL_FILE = "spiece.model"
 MANIFEST_FILE = "tokenizer_manifest.json"
 
+_SPACE_MARK = "\u2581"
 _PURPOSE = "the manifest of a tokenizer"
 _REMEDY = 'make the tokenizer again with "spade tokenizer train"'
 # What decides about ids. Facts of the training do not, and stay out of the fingerprint.
@@ -153,6 +154,21 @@ class DocumentTokenizer:
     def token_dtype(self) -> np.dtype[Any]:
         """Little-endian type that holds every id: two bytes up to 65,536 ids, else four."""
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
+
+    @cached_property
+    def text_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of the text that each id stands for, int64 [vocab_size].
+
+        None for sentinels, padding, end, and the id of what is unknown. Where nothing was unknown,
+        the ids of a text stand for as many bytes as the text has.
+        """
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for number, piece in enumerate(self._processor.id_to_piece(list(range(self.piece_count)))):
+            if self._processor.is_byte(number):
+                sizes[number] = 1
+            elif not self._processor.is_control(number) and number != self.unk_token_id:
+                sizes[number] = len(piece.replace(_SPACE_MARK, " ").encode())
+        return sizes
 
     def covers(self, character: str) -> bool:
         """Whether a character is in the vocabulary, not only its UTF-8 bytes."""

@@ -1,45 +1,103 @@
-"""What a checkpoint is on disk, and how it is read: JSON and safetensors, nothing that executes.
+"""What a checkpoint is on disk: JSON, YAML and safetensors, nothing that executes.
 
 ``step-00001000/``::
 
     manifest.json            written last: step, shapes, and size and checksum of every other file
     config.yaml              the resolved configuration
-    whole.safetensors        buffers and frozen parameters
-    rank-00000.safetensors   what rank 0's optimizer held: `KIND/NAME` float32 vectors, and in the
-                             header at which element of the flattened parameter each begins
+    whole.safetensors        buffers, frozen parameters, and states that are no slices
+    rank-00000.safetensors   what rank 0 held: `KIND/NAME` float32 vectors, and in the header at
+                             which element of the flattened parameter each begins
+
+Beside them lies ``latest``, a link for people to the newest one; nothing here relies on it. A name
+that ends in ``.partial`` is being written, in ``.removed`` being removed, and in ``.replaced``
+about to make room for another checkpoint of its step.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
 import xxhash
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pretrain.checkpoints.strict_json import parse_json
 from pretrain.config import RunConfig
-from pretrain.engine.training_state import WEIGHT
 from pretrain.errors import CheckpointError
 from pretrain.run_folder import RunFolder
 from pretrain.yaml_text import read_yaml
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 WHOLE = "whole.safetensors"
 PARTIAL_SUFFIX = ".partial"
-_FOLDER_NAME = re.compile(r"^step-(\d{8,})$")
+REMOVED_SUFFIX = ".removed"
+REPLACED_SUFFIX = ".replaced"
+CheckpointKind = Literal["scheduled", "stop", "final"]
+
+_FOLDER_NAME = re.compile(r"^step-(\d{8,18})$", re.ASCII)
+_LARGEST_MANIFEST_BYTES = 1 << 26
+_Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+
+class _File(BaseModel):
+    """Facts of one file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    size_bytes: _Count
+    checksum: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class _Manifest(BaseModel):
+    """What every manifest states; the run adds plain facts of its own."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    format_version: Literal[2]
+    kind: CheckpointKind
+    step: _Count
+    sample_index: _Count
+    tokens_seen: _Count
+    updates: _Count
+    heldout_loss: float | None
+    created_unix_seconds: float
+    world_size: Annotated[int, Field(gt=0, lt=1 << 31)]
+    fingerprints: dict[str, str]
+    quarantined: list[dict[str, Any]]
+    parameters: dict[str, Annotated[list[_Count], Field(max_length=64)]]
+    tied: dict[str, str]
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One folder below ``checkpoints/``."""
+
+    step: int
+    path: Path
+    complete: bool
+    """Whether every file is there with the size the manifest states; checksums are not read."""
+    size_bytes: int
+    problem: str | None
+    """What is wrong, if it is not complete."""
+    kind: CheckpointKind | None = None
+    """Why it was written; none where the manifest cannot be read."""
+    heldout_loss: float | None = None
+    """Held-out loss at its step, if that was evaluated."""
 
 
 def folder_name(step: int) -> str:
     """``step-00001000`` for 1000."""
     return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """1000 for ``step-00001000``; none for any other name."""
+    match = _FOLDER_NAME.match(name)
+    return int(match.group(1)) if match and folder_name(int(match.group(1))) == name else None
 
 
 def rank_file(rank: int) -> str:
@@ -54,23 +112,31 @@ def file_checksum(path: Path) -> str:
         OSError: If the file cannot be read.
     """
     digest = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+    block = bytearray(1 << 22)
+    view = memoryview(block)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(block):
+            digest.update(view[:count])
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """One folder below ``checkpoints/``."""
-
-    step: int
-    path: Path
-    complete: bool
-    """Whether every file is there with the size the manifest states; checksums are not read."""
-    size_bytes: int
-    problem: str | None
-    """What is wrong, if it is not complete."""
+def manifest_problem(manifest: Any) -> str | None:
+    """Why a manifest describes no checkpoint, in one line; none if it does."""
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        return f"not a checkpoint of format version {FORMAT_VERSION}"
+    try:
+        checked = _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        place = ".".join(str(part) for part in detail["loc"])
+        return f"{place!r}: {detail['msg']}: damaged"
+    # Lengths first: a damaged world size must not make a list of its length.
+    named = len(checked.files) == checked.world_size + 2 and set(checked.files) == {
+        CONFIG,
+        WHOLE,
+        *(rank_file(rank) for rank in range(checked.world_size)),
+    }
+    return None if named else f"does not name the files of {checked.world_size} ranks: damaged"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -79,19 +145,34 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing, not JSON, or of another format version.
     """
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if file.stat().st_size > _LARGEST_MANIFEST_BYTES:
+            raise CheckpointError(f"{file}: too large for a manifest: damaged")
+        manifest = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no {MANIFEST}: not a complete checkpoint") from None
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: unreadable: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path / MANIFEST}: not a checkpoint of format version {FORMAT_VERSION}"
-        )
-    if not _plausible(manifest):
-        raise CheckpointError(f"{path / MANIFEST}: lacks files, step or shapes: damaged")
-    return manifest
+        raise CheckpointError(f"{file}: unreadable: {error}") from None
+    problem = manifest_problem(manifest)
+    if problem is not None:
+        raise CheckpointError(f"{file}: {problem}")
+    step = step_of(path.name)
+    if step is not None and step != manifest["step"]:
+        raise CheckpointError(f"{file}: states step {manifest['step']}: of another checkpoint")
+    return dict(manifest)
+
+
+def checkpoint_facts(path: Path) -> dict[str, Any]:
+    """A checkpoint's manifest without the list of tensors: what a model card states.
+
+    Raises:
+        CheckpointError: If the manifest is missing or damaged.
+    """
+    manifest = read_manifest(path)
+    return {key: value for key, value in manifest.items() if key not in ("parameters", "files")}
 
 
 def size_problems(path: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -108,6 +189,29 @@ def size_problems(path: Path, manifest: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def checksum_problems(
+    path: Path, manifest: Mapping[str, Any], share: int, shares: int
+) -> list[str]:
+    """Files whose bytes differ from those that were written.
+
+    Args:
+        path: The checkpoint.
+        manifest: Its manifest.
+        share: Which part of the files to read, from 0.
+        shares: Number of parts.
+    """
+    problems = []
+    for name in sorted(manifest["files"])[share::shares]:
+        try:
+            if file_checksum(path / name) != manifest["files"][name]["checksum"]:
+                problems.append(
+                    f"{path / name}: its checksum differs from the manifest's: the file is damaged"
+                )
+        except OSError as error:
+            problems.append(f"{path / name}: cannot be read: {error.strerror}")
+    return problems
+
+
 def verify_checkpoint(path: Path) -> list[str]:
     """Read every byte of a checkpoint and compare it with its manifest.
 
@@ -116,17 +220,9 @@ def verify_checkpoint(path: Path) -> list[str]:
     """
     try:
         manifest = read_manifest(path)
+        return size_problems(path, manifest) or checksum_problems(path, manifest, 0, 1)
     except CheckpointError as error:
         return [str(error)]
-    problems = size_problems(path, manifest)
-    if problems:
-        return problems
-    try:
-        return [
-            f"{path / name}: its checksum differs from the manifest's: the file is damaged"
-            for name, facts in manifest["files"].items()
-            if file_checksum(path / name) != facts["checksum"]
-        ]
     except OSError as error:
         return [f"{path}: cannot be read: {error}"]
 
@@ -136,25 +232,11 @@ def list_checkpoints(run: Path) -> list[CheckpointInfo]:
     folder = RunFolder(run).checkpoints
     if not folder.is_dir():
         return []
-    found = []
-    for path in sorted(folder.iterdir()):
-        match = _FOLDER_NAME.match(path.name)
-        if match is None or not path.is_dir():
-            continue
-        try:
-            problems = size_problems(path, read_manifest(path))
-        except CheckpointError as error:
-            problems = [str(error)]
-        size_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        found.append(
-            CheckpointInfo(
-                step=int(match.group(1)),
-                path=path,
-                complete=not problems,
-                size_bytes=size_bytes,
-                problem=problems[0] if problems else None,
-            )
-        )
+    found = [
+        _info(step, path)
+        for path in folder.iterdir()
+        if (step := step_of(path.name)) is not None and path.is_dir()
+    ]
     return sorted(found, key=lambda info: info.step)
 
 
@@ -182,117 +264,23 @@ def load_run_config(path: Path) -> RunConfig:
         raise CheckpointError(str(error).splitlines()[0]) from None
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The full float32 state dict of the model in a checkpoint, tied names included.
-
-    The caller verifies the checkpoint first (:func:`verify_checkpoint`).
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read or has gaps.
-    """
-    with CheckpointReader(path) as reader:
-        weights = {name: reader.read_full(name) for name in reader.names}
-        for alias, name in reader.manifest["tied"].items():
-            weights[alias] = weights[name]
-        return weights
-
-
-class CheckpointReader:
-    """Random access to the numbers of one checkpoint, by parameter name.
-
-    Use as a context manager; the files stay mapped while it is open.
-
-    Raises:
-        CheckpointError: If a file is missing or is not safetensors.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_manifest(path)
-        self._pieces: dict[str, list[tuple[int, int, Any]]] = {}
-        try:
-            self._whole: Any = safe_open(str(path / WHOLE), framework="pt")
-            self._ranks: list[Any] = [
-                safe_open(str(path / rank_file(rank)), framework="pt")
-                for rank in range(self.manifest["world_size"])
-            ]
-            for file in self._ranks:
-                for name, (start, length) in json.loads(file.metadata()["fragments"]).items():
-                    self._pieces.setdefault(name, []).append((start, length, file))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from None
-        for pieces in self._pieces.values():
-            pieces.sort(key=lambda piece: piece[0])
-
-    def __enter__(self) -> CheckpointReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._pieces.clear()
-        self._ranks.clear()
-        del self._whole
-
-    @property
-    def names(self) -> list[str]:
-        """Trained parameters, then buffers and frozen parameters."""
-        return [*self.manifest["parameters"], *self._whole.keys()]
-
-    def read_full(self, name: str) -> torch.Tensor:
-        """One whole parameter or buffer in its own shape.
-
-        Raises:
-            CheckpointError: If the checkpoint does not hold all of it.
-        """
-        shape = self.manifest["parameters"].get(name)
-        if shape is None:
-            if name not in self._whole.keys():  # noqa: SIM118 - safe_open is no mapping
-                raise CheckpointError(f"{self.path}: holds no tensor {name}: another model?")
-            whole: torch.Tensor = self._whole.get_tensor(name)
-            return whole
-        length = 1
-        for size in shape:
-            length *= size
-        return self.read_slice(WEIGHT, name, 0, length).reshape(shape)
-
-    def read_slice(self, kind: str, name: str, start: int, length: int) -> torch.Tensor:
-        """Elements ``[start, start + length)`` of a flattened parameter or of one of its moments.
-
-        Raises:
-            CheckpointError: If an element is in no rank's file.
-        """
-        result = torch.empty(length, dtype=torch.float32)
-        filled = 0
-        for piece_start, piece_length, file in self._pieces.get(name, []):
-            low = max(start, piece_start)
-            high = min(start + length, piece_start + piece_length)
-            if low >= high:
-                continue
-            values = file.get_slice(f"{kind}/{name}")[low - piece_start : high - piece_start]
-            result[low - start : high - start] = values
-            filled += high - low
-        if filled != length:
-            raise CheckpointError(
-                f"{self.path}: holds {filled} of {length} elements of {kind} {name}: "
-                "damaged, or of another model"
-            )
-        return result
-
-
-def _plausible(manifest: Mapping[str, Any]) -> bool:
-    files = manifest.get("files")
-    return (
-        isinstance(manifest.get("step"), int)
-        and isinstance(manifest.get("world_size"), int)
-        and isinstance(manifest.get("parameters"), dict)
-        and isinstance(manifest.get("tied"), dict)
-        and isinstance(files, dict)
-        and all(
-            "/" not in name and isinstance(facts, dict) and {"size_bytes", "checksum"} <= set(facts)
-            for name, facts in files.items()
-        )
+def _info(step: int, path: Path) -> CheckpointInfo:
+    manifest: dict[str, Any] = {}
+    size_bytes = 0
+    try:
+        size_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        manifest = read_manifest(path)
+        problems = size_problems(path, manifest)
+    except CheckpointError as error:
+        problems = [str(error)]
+    except OSError as error:  # gone meanwhile: another process removes old checkpoints
+        problems = [f"{path}: cannot be read: {error.strerror}"]
+    return CheckpointInfo(
+        step=step,
+        path=path,
+        complete=not problems,
+        size_bytes=size_bytes,
+        problem=problems[0] if problems else None,
+        kind=manifest.get("kind"),
+        heldout_loss=manifest.get("heldout_loss"),
     )

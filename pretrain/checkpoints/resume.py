@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.data_settings import SINGLE_SOURCE, location_of
+from pretrain.data_settings import ALL_HELDOUT, SINGLE_SOURCE
 
 # Sample i and the weights after step s follow from these; all else may change on the way.
 _FIXED = (
@@ -26,7 +26,7 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
 
     Returns:
         `train` for the data set of that name, which a single one has, else `train.NAME` for each;
-        `heldout`; `tokenizer`.
+        likewise `heldout` or `heldout.NAME`; `tokenizer`.
 
     Raises:
         DataError: If a manifest is missing or damaged.
@@ -36,9 +36,11 @@ def fingerprints(config: RunConfig) -> dict[str, str]:
         "train" if name == SINGLE_SOURCE else f"train.{name}": manifest.fingerprint
         for name, manifest in manifests.items()
     }
-    heldout = config.data.load_manifest(location_of(config.data.heldout))
+    for name, place in config.data.heldout_locations().items():
+        field = name if name == ALL_HELDOUT else f"{ALL_HELDOUT}.{name}"
+        found[field] = config.data.load_manifest(place).fingerprint
     tokenizer = next(iter(manifests.values())).tokenizer_fingerprint
-    return {**found, "heldout": heldout.fingerprint, "tokenizer": tokenizer}
+    return {**found, "tokenizer": tokenizer}
 
 
 def differences(
@@ -79,7 +81,7 @@ def differences(
             f"the mixture of the first {sample_index} samples was {mixture}, now {new_mixture} "
             "(change it from a later sample on, with data.stages)"
         )
-    names = [name for name in saved_fingerprints if name != "heldout"]
+    names = [name for name in saved_fingerprints if name.partition(".")[0] != ALL_HELDOUT]
     found += [
         f"the {name} data differ from those the run began with"
         for name in names

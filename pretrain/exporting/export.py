@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 
 from data_pipeline.tokenization.segments import SEGMENT_PATTERN
 from data_pipeline.tokenization.tokenizer import MODEL_FILE, DocumentTokenizer
-from pretrain.checkpoints.checkpoint import (
+from pretrain.checkpoints.checkpoint_format import (
     checkpoint_facts,
     latest_complete,
     load_run_config,
-    load_weights,
     verify_checkpoint,
 )
+from pretrain.checkpoints.reader import load_weights
 from pretrain.config import RunConfig
 from pretrain.exporting.export_check import compare_in_another_process
 from pretrain.exporting.model_card import model_card

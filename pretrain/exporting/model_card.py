@@ -123,7 +123,11 @@ def _pretraining(provenance: Mapping[str, Any]) -> str:
             for name, value in fingerprints.items()
             if name.partition(".")[0] == "train"
         },
-        "held-out data": f"`{fingerprints['heldout']}`",
+        **{
+            f"{name.replace('heldout', 'held-out', 1)} data": f"`{value}`"
+            for name, value in fingerprints.items()
+            if name.partition(".")[0] == "heldout"
+        },
         "tokenizer": f"`{fingerprints['tokenizer']}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

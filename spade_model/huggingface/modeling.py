@@ -19,6 +19,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.causal_lm import SpadeCausalModel, SpadeForCausalLM
 from spade_model.decoder import Decoder
 from spade_model.huggingface.configuration import SpadePretrainedConfig
@@ -163,13 +164,10 @@ class SpadeBase(PreTrainedModel):
         every_n_layers: int = 1,
     ) -> None:
         """Switch the activation checkpointing of the plain modules, which is per layer."""
-        if every_n_layers != 1:
-            raise ValueError(
-                f"every_n_layers={every_n_layers}: SPADE checkpoints every layer; leave it out"
-            )
+        chosen = ActivationCheckpointing("full" if enable else "none", every_n_layers)
         for module in self.modules():
             if isinstance(module, LongStack | Decoder):
-                module.activation_checkpointing = enable
+                module.activation_checkpointing = chosen
 
     @property
     def is_activation_checkpointing(self) -> bool:

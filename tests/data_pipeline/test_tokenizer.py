@@ -75,6 +75,23 @@ def test_segments_are_those_of_the_pattern(parts: list[str], blocks: int) -> Non
     assert all(sum(map(len, segments)) <= blocks * SEGMENT_CHARACTERS for segments in lists)
 
 
+@settings(deadline=None, max_examples=300)
+@given(text=st.text() | st.sampled_from(NASTY_TEXTS))
+def test_ids_stand_for_as_many_bytes_as_their_text_has(
+    tokenizer: DocumentTokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.text_bytes[ids].sum() == len(tokenizer.decode(ids).encode())
+
+
+def test_ids_of_no_text_stand_for_no_bytes(tokenizer: DocumentTokenizer) -> None:
+    sizes = tokenizer.text_bytes
+    assert sizes.shape == (tokenizer.vocab_size,)
+    nothing = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    nothing += range(tokenizer.piece_count, tokenizer.vocab_size)
+    assert np.flatnonzero(sizes == 0).tolist() == nothing
+
+
 @pytest.mark.parametrize("text", NASTY_TEXTS)
 def test_nasty_texts_come_back(tokenizer: DocumentTokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -220,31 +220,25 @@ def test_the_unigram_baseline_counts_targets(prose_data: Path) -> None:
     ids, counts = np.unique(labels, return_counts=True)
     assert np.array_equal(baseline.counts[ids], counts)
     smoothed = baseline.counts + 1
-    expected = -np.log(smoothed[labels] / smoothed.sum()).mean()
-    assert baseline.loss(labels) == pytest.approx(expected, rel=1e-12)
-    assert baseline.loss(np.where(labels == 1, -100, labels)) != baseline.loss(labels)
-    text = labels[(labels > 1) & (labels < stream.manifests["a"].piece_count)]
-    assert baseline.text_loss(labels) == baseline.text_loss(text)
-    # Without targets that a model knows by their place, the text is harder.
-    assert baseline.loss(labels) < baseline.text_loss(labels)
+    assert np.allclose(baseline.nats, -np.log(smoothed / smoothed.sum()), rtol=1e-12)
+    is_text = stream.vocabulary.is_text(labels)
+    assert 0 < is_text.sum() < labels.size
+    # Text costs less where nothing is kept for sentinels and ends, and more than those.
+    assert (baseline.text_nats[labels[is_text]] < baseline.nats[labels[is_text]]).all()
+    assert baseline.nats[labels].mean() < baseline.text_nats[labels[is_text]].mean()
 
 
 def test_the_unigram_losses_by_hand() -> None:
     vocab = SpecialTokens(vocab_size=8, sentinel_count=2, eos_token_id=1, pad_token_id=0)
     baseline = UnigramBaseline(np.array([0, 5, 0, 3, 1, 0, 2, 4]), vocab)
-    assert baseline.loss([3]) == pytest.approx(math.log(23 / 4))
-    assert baseline.loss([[7, -100], [1, 5]]) == pytest.approx(
-        (math.log(23 / 5) + math.log(23 / 6) + math.log(23)) / 3
+    assert baseline.nats[[3, 7, 1, 5]].tolist() == pytest.approx(
+        [math.log(23 / 4), math.log(23 / 5), math.log(23 / 6), math.log(23)]
     )
     # Text are ids 2, 3, 4, 5 with counts 0, 3, 1, 0 and one added to each.
-    assert baseline.text_loss([3, 1, 7, 6, 0, -100]) == pytest.approx(math.log(8 / 4))
-    probabilities = np.exp([-baseline.text_loss([token]) for token in (2, 3, 4, 5)])
-    assert probabilities.sum() == pytest.approx(1)
-    for nothing in ([], [-100]):
-        with pytest.raises(DataError, match="no labels"):
-            baseline.loss(nothing)
-    with pytest.raises(DataError, match="no labels"):
-        baseline.text_loss([1, 6, 7])
+    assert np.exp(-baseline.text_nats).tolist() == pytest.approx(
+        [0, 0, 1 / 8, 4 / 8, 2 / 8, 1 / 8, 0, 0]
+    )
+    assert np.exp(-baseline.nats).sum() == pytest.approx(1)
 
 
 def test_a_baseline_needs_samples(prose_data: Path) -> None:

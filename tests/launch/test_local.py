@@ -34,6 +34,13 @@ if behaviour == "child":
         time.sleep(600)
 if behaviour == "fail" and rank == "1":
     sys.exit(7)
+if behaviour == "crash":  # three times, the second time after a checkpoint
+    starts = len(list(folder.glob("start-*")))
+    (folder / f"start-{starts}").touch()
+    if starts == 1:
+        (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+        (folder / "checkpoints" / "step-00000010" / "manifest.json").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "done":
     sys.exit(0)
 while not signals or behaviour == "deaf":
@@ -48,13 +55,15 @@ sys.exit(75)
 LAUNCHER = """
 import sys
 from pathlib import Path
-from launch.local import run_workers
+from launch.local import newest_checkpoint, run_workers
 
-folder, behaviour, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+folder, behaviour, processes, restarts = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 result = run_workers(
     [str(folder / "worker.py"), str(folder), behaviour],
     processes=processes,
     stop_marker=folder / "stopped.json",
+    max_restarts=restarts,
+    newest_checkpoint=lambda: newest_checkpoint(folder),
 )
 print("result", result.exit_code, result.stopped, len(result.signals), flush=True)
 sys.exit(result.exit_code)
@@ -71,11 +80,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
 class Launch:
     """A launcher started as a process of its own, as a terminal or a scheduler would."""
 
-    def __init__(self, folder: Path, behaviour: str, processes: int = 2) -> None:
+    def __init__(self, folder: Path, behaviour: str, processes: int = 2, restarts: int = 0) -> None:
         self.folder, self.processes = folder, processes
         (folder / "worker.py").write_text(WORKER)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, str(folder), behaviour, str(processes)],
+            [sys.executable, "-c", LAUNCHER, str(folder), behaviour, str(processes), str(restarts)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -103,8 +112,8 @@ class Launch:
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launch]]:
     started: list[Launch] = []
 
-    def start(behaviour: str, processes: int = 2) -> Launch:
-        started.append(Launch(tmp_path, behaviour, processes))
+    def start(behaviour: str, processes: int = 2, restarts: int = 0) -> Launch:
+        started.append(Launch(tmp_path, behaviour, processes, restarts))
         return started[-1]
 
     yield start
@@ -202,13 +211,38 @@ def test_packages_of_the_users_folder_are_not_taken_for_ours(tmp_path: Path) -> 
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong one')")
     (tmp_path / "worker.py").write_text(WORKER)
     result = subprocess.run(
-        [sys.executable, "-P", "-c", LAUNCHER, str(tmp_path), "done", "1"],
+        [sys.executable, "-P", "-c", LAUNCHER, str(tmp_path), "done", "1", "0"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.stdout == "result 0 False 0\n", result.stderr
+
+
+@pytest.mark.slow
+def test_killed_ranks_go_on_from_their_checkpoints(launch: Callable[..., Launch]) -> None:
+    output = launch("crash", processes=1, restarts=1).end(seconds=90).splitlines()
+    told = [line for line in output if line.startswith("restart")]
+    end = "the ranks ended with exit code 137"
+    assert told == [
+        f"restart 1 of 1 in 1 s from the beginning: {end}",
+        f"restart 1 of 1 in 1 s from the checkpoint of step 10: {end}",
+    ]
+    assert output[-2] == "not restarted: no newer checkpoint after 1 restart"
+    assert output[-1] == "result 137 False 0"
+
+
+@pytest.mark.slow
+def test_a_stop_between_two_starts_is_heard(launch: Callable[..., Launch], tmp_path: Path) -> None:
+    run = launch("fail", restarts=5)
+    wait_until(lambda: (tmp_path / "pid-1").exists())
+    first = (tmp_path / "pid-1").read_text()
+    wait_until(lambda: not psutil.pid_exists(int(first)))
+    time.sleep(0.3)  # now it waits for a second, or is about to
+    run.process.send_signal(signal.SIGTERM)
+    assert "result 7 False 1" in run.end(seconds=20)
+    assert (tmp_path / "pid-1").read_text() == first, "not started again"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +255,9 @@ def test_packages_of_the_users_folder_are_not_taken_for_ours(tmp_path: Path) -> 
         ([], 0),
         ([-15, 75], 75),
         ([-15], 143),
+        ([82, -9, 82], 137),
+        ([-9, 1, 82], 137),
+        ([82, 75], 82),
     ],
 )
 def test_exit_codes_of_ranks_combine(codes: list[int], expected: int) -> None:

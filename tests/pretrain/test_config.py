@@ -59,7 +59,7 @@ def test_overrides_are_read_as_yaml(run_settings, write_config):
         ("model.local_radius_tokens", 64, "use a smaller radius"),
         ("model.vocab_size", 9999, "leave model.vocab_size out"),
         ("model.max_target_length_tokens", 4, "raise it or leave it out"),
-        ("schedule.warmup_steps", 7, "shorten the warm-up"),
+        ("schedule.warmup_steps", 7, "shorten one of them"),
         ("schedule.kind", "wsd", "wsd needs a decay"),
         ("schedule.decay_steps", 2, "only kind: wsd"),
         ("deepspeed.zero_stage", 5, "deepspeed.zero_stage"),

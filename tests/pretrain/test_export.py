@@ -21,7 +21,8 @@ pytest.importorskip("transformers")
 
 import pretrain.exporting.export as export_module
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
-from pretrain.checkpoints.checkpoint import latest_complete, load_run_config, load_weights
+from pretrain.checkpoints.checkpoint_format import latest_complete, load_run_config
+from pretrain.checkpoints.reader import load_weights
 from pretrain.exporting.export import ExportError, ExportReport, export
 from spade_model import SpadeForSeq2Seq
 

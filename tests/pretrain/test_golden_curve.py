@@ -25,6 +25,6 @@ GOLDEN = [
 
 def test_the_curve_is_the_frozen_one(run_settings, write_config, tmp_path):
     run_settings["train"] |= {"precision": "fp32", "max_steps": 6}
-    train(write_config(run_settings), processes=1)
+    train(write_config(run_settings), processes=1, fresh=True)
     curve = [loss for _, loss in losses(tmp_path / "runs" / "tiny")]
     assert curve == pytest.approx(GOLDEN, rel=1e-5)

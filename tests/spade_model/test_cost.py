@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from spade_model import cost, memory_cost
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.geometry import make_geometry
 from spade_model.causal_lm import SpadeForCausalLM
 from spade_model.config import SpadeConfig
@@ -159,7 +160,7 @@ def test_activation_bytes_are_about_what_autograd_keeps(
 ) -> None:
     config = SpadeConfig(**{**BASE, **change})
     model = build(config).train()
-    model.set_activation_checkpointing(checkpointing)
+    model.set_activation_checkpointing(ActivationCheckpointing("full" if checkpointing else "none"))
     model.set_attention_backend("reference" if config.attention == "full" else work)
     work = "reference" if config.attention == "full" else work
     source, target = 128, 40
@@ -176,7 +177,7 @@ def test_activation_bytes_are_about_what_autograd_keeps(
             source,
             0 if config.is_causal_lm else target,
             bytes_per_element=element,
-            activation_checkpointing=checkpointing,
+            activation_checkpointing="full" if checkpointing else "none",
             work=work,
         )
 

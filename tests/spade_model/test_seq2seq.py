@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from seq2seq_models import EVERY_KIND, SMALL, build, close, tokens
 from torch import Tensor, nn
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.cache import DecoderCache
 from spade_model.attention.decoder import causal_mask
 from spade_model.config import SpadeConfig
@@ -251,13 +252,43 @@ def test_activation_checkpointing_computes_the_same() -> None:
     model = build(dataclasses.replace(SMALL, dropout=0.1)).train()
     source, target = tokens(2, 20), tokens(2, 9)
     gradients = []
-    for enabled in (False, True):
-        model.set_activation_checkpointing(enabled)
+    choices = [("none", 1), ("full", 1), ("full", 2), ("selective", 1), ("selective", 2)]
+    for kind, every_layers in choices:
+        model.set_activation_checkpointing(ActivationCheckpointing(kind, every_layers))
         model.zero_grad()
         torch.manual_seed(5)
         model(source, target).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for others in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], others, strict=True))
+
+
+def kept_bytes(kind: str, every_layers: int) -> int:
+    """What the forward pass keeps for the backward pass, every storage counted once."""
+    torch.manual_seed(0)
+    model = build(dataclasses.replace(SMALL, num_encoder_layers=4)).train()
+    model.set_activation_checkpointing(ActivationCheckpointing(kind, every_layers))
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(tokens(4, 64), tokens(4, 24))
+    assert output.loss.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def test_checkpointing_of_more_layers_keeps_less() -> None:
+    nothing, half, whole = (kept_bytes(*c) for c in (("none", 1), ("full", 2), ("full", 1)))
+    assert whole < half < nothing
+
+
+@pytest.mark.parametrize(("kind", "every_layers"), [("all", 1), ("full", 0)])
+def test_an_impossible_checkpointing_is_refused(kind: str, every_layers: int) -> None:
+    with pytest.raises(ValueError, match=r"unknown|give 1"):
+        ActivationCheckpointing(kind, every_layers)
 
 
 def test_construction_is_deterministic_and_ties_the_head() -> None:

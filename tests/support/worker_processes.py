@@ -6,75 +6,70 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-WORKER = """
-import sys
-from pathlib import Path
-from pretrain.config import RunConfig
-from pretrain.worker import main
-try:
-    sys.exit(main(RunConfig.load(Path(sys.argv[1]), sys.argv[2:])))
-except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
-"""
+from python_processes import ForkedProcess, FreshProcess
+
+RUN_WORKER = str(Path(__file__).with_name("run_worker.py"))
 
 
-class Workers:
-    """One process a rank, started as a launcher would."""
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
-    def __init__(self, config: Path, *overrides: str, processes: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+
+class Ranks:
+    """One process a rank, started as a launcher would: ``python ARGUMENTS`` with its variables."""
+
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        processes: int,
+        fresh: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts them.
+
+        Args:
+            arguments: A script, or ``-m`` and a module, with its arguments.
+            processes: Number of ranks.
+            fresh: Start new interpreters (seconds each) instead of forking a warm one.
+            environment: Further variables of all ranks.
+        """
+        start = FreshProcess if fresh else ForkedProcess
+        variables = {
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+            **(environment or {}),
+        }
         self.ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", WORKER, str(config), *overrides],
-                env=os.environ
-                | {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(processes),
-                    "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                    "OMP_NUM_THREADS": "1",
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+            start(
+                arguments,
+                os.environ | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             )
             for rank in range(processes)
         ]
 
+    @property
+    def output(self) -> list[str]:
+        """What each rank has written on standard output and error so far."""
+        return [rank.output for rank in self.ranks]
+
     def wait(self, timeout_seconds: float = 240) -> list[int]:
-        """Exit codes; the output is kept in ``output``."""
+        """Exit codes, negative for signals."""
         deadline = time.monotonic() + timeout_seconds
         try:
-            self.output = [
-                rank.communicate(timeout=max(1.0, deadline - time.monotonic()))[0]
-                for rank in self.ranks
-            ]
+            return [rank.wait(max(1.0, deadline - time.monotonic())) for rank in self.ranks]
         finally:
             self.kill()
-        return [rank.returncode for rank in self.ranks]
-
-    def wait_for_step(self, metrics: Path, step: int, timeout_seconds: float = 120) -> None:
-        """Return as soon as the step stands in the metrics."""
-        deadline = time.monotonic() + timeout_seconds
-        while time.monotonic() < deadline:
-            if any(line["step"] >= step for line in read_lines(metrics)):
-                return
-            if any(rank.poll() is not None for rank in self.ranks):
-                self.kill()
-                raise AssertionError("\n".join(rank.stdout.read() for rank in self.ranks))
-            time.sleep(0.02)
-        self.kill()
-        raise AssertionError(f"step {step} not reached in {timeout_seconds} s")
 
     def signal(self, number: signal.Signals, *ranks: int) -> None:
         """Send a signal to some ranks, or to all."""
@@ -86,11 +81,36 @@ class Workers:
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.kill()
+                rank.wait()
 
 
-def train(config: Path, *overrides: str, processes: int) -> Workers:
+class Workers(Ranks):
+    """The ranks of a run of ``pretrain.worker``."""
+
+    def __init__(self, config: Path, *overrides: str, processes: int, fresh: bool = False) -> None:
+        super().__init__([RUN_WORKER, str(config), *overrides], processes=processes, fresh=fresh)
+
+    def wait_for_step(self, metrics: Path, step: int) -> None:
+        """Return as soon as the step stands in the metrics."""
+        self.wait_for(lambda: any(line["step"] >= step for line in read_lines(metrics)))
+
+    def wait_for(self, condition: Callable[[], bool], timeout_seconds: float = 120) -> None:
+        """Return as soon as something holds; meanwhile all ranks must live."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            if condition():
+                return
+            if any(rank.poll() is not None for rank in self.ranks):
+                self.kill()
+                raise AssertionError("\n".join(self.output))
+            time.sleep(0.02)
+        self.kill()
+        raise AssertionError(f"waited {timeout_seconds} s in vain")
+
+
+def train(config: Path, *overrides: str, processes: int, fresh: bool = False) -> Workers:
     """Run to the end, which must be a good one."""
-    workers = Workers(config, *overrides, processes=processes)
+    workers = Workers(config, *overrides, processes=processes, fresh=fresh)
     codes = workers.wait()
     assert set(codes) == {0}, "\n".join(workers.output)
     return workers

@@ -1,11 +1,9 @@
-"""The figures of a run's report, drawn from ``metrics.jsonl``."""
+"""The figures of one run's report, drawn from ``metrics.jsonl``."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 
@@ -15,101 +13,48 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_INK = "#1c2733"
-_FAINT = "#d7dde3"
+from pretrain.report.curves import Curves, series, smoothed
+
+INK = "#1c2733"
+FAINT = "#d7dde3"
 _TRAIN = "#3b6fb6"
 _HELDOUT = "#d1495b"
 _BASELINE = "#7a8794"
 _RESUME = "#2a9d8f"
+_ROLL_BACK = "#d1495b"
 _GROUPS = ("#3b6fb6", "#e09f3e", "#6a4c93", "#2a9d8f")
-_MOST_POINTS = 2000
 
 
-@dataclass(frozen=True)
-class Curves:
-    """The lines of ``metrics.jsonl``, sorted by what they say.
-
-    Attributes:
-        train: Lines of training steps.
-        evaluations: Lines of held-out evaluations.
-        resumed_at: Steps after which the run was resumed.
-    """
-
-    train: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    resumed_at: list[int]
-
-    @classmethod
-    def from_metrics(cls, lines: Sequence[dict[str, Any]]) -> Curves:
-        """Sorts lines; those of another kind, or without a step, are passed over."""
-        known = [line for line in lines if isinstance(line.get("step"), int)]
-        return cls(
-            train=[line for line in known if isinstance(line.get("loss"), (int, float))],
-            evaluations=[line for line in known if "eval/heldout/loss" in line],
-            resumed_at=[line["step"] for line in known if line.get("event") == "resume"],
-        )
-
-
-def series(lines: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Takes one quantity out of lines, thinned for drawing.
+def style_axes(axes: Axes, label: str) -> None:
+    """Gives axes the look of all figures.
 
     Args:
-        lines: Lines with ``step``.
-        key: The quantity; lines without it, or with a value that is no finite number, are left
-            out.
-
-    Returns:
-        Steps and values, float64[n], n at most 2000: means over runs of neighbours.
+        axes: What is drawn into.
+        label: Of the vertical axis.
     """
-    pairs = [
-        (line["step"], line[key])
-        for line in lines
-        if isinstance(line.get(key), (int, float)) and np.isfinite(line[key])
-    ]
-    points = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    if len(points) > _MOST_POINTS:
-        edges = np.linspace(0, len(points), _MOST_POINTS + 1).astype(int)[:-1]
-        widths = np.diff(np.append(edges, len(points)))[:, None]
-        points = np.add.reduceat(points, edges) / widths
-    return points[:, 0], points[:, 1]
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Averages each value with its neighbours, about a fiftieth of the curve to either side.
-
-    Args:
-        values: float64[n].
-
-    Returns:
-        float64[n]; the window shrinks at both ends, so that the ends are not bent.
-    """
-    reach = len(values) // 50
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    positions = np.arange(len(values))
-    reaches = np.minimum(reach, np.minimum(positions, positions[::-1]))
-    means: np.ndarray = (sums[positions + reaches + 1] - sums[positions - reaches]) / (
-        2 * reaches + 1
-    )
-    return means
-
-
-def _style(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label, color=_INK, fontsize=9)
-    axes.tick_params(colors=_INK, labelsize=8, length=0, pad=5)
-    axes.grid(True, color=_FAINT, linewidth=0.7)
+    axes.set_ylabel(label, color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8, length=0, pad=5)
+    axes.grid(True, color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
+    axes.spines["bottom"].set_color(FAINT)
 
 
-def _mark_resumes(axes: Axes, resumed_at: Sequence[int], *, named: bool) -> None:
-    for position, step in enumerate(resumed_at):
-        label = "stopped and resumed" if named and position == 0 else None
-        axes.axvline(step, color=_RESUME, linewidth=1.2, linestyle=(0, (1, 2)), label=label)
+def _mark(
+    axes: Axes, resumed_at: Sequence[int], roll_backs: Sequence[int], *, named: bool = False
+) -> None:
+    kinds = (
+        (resumed_at, _RESUME, "stopped and resumed"),
+        (roll_backs, _ROLL_BACK, "rolled back to here"),
+    )
+    for steps, color, label in kinds:
+        for position, step in enumerate(steps):
+            name = label if named and position == 0 else None
+            axes.axvline(step, color=color, linewidth=1.2, linestyle=(0, (1, 2)), label=name)
 
 
-def _loss_axes(axes: Axes, curves: Curves) -> None:
+def _loss_axes(axes: Axes, curves: Curves, roll_backs: Sequence[int]) -> None:
     steps, losses = series(curves.train, "loss")
     if len(steps):
         axes.plot(steps, losses, color=_TRAIN, linewidth=0.8, alpha=0.35)
@@ -127,15 +72,15 @@ def _loss_axes(axes: Axes, curves: Curves) -> None:
         axes.axhline(unigram[-1], color=_BASELINE, linewidth=1.4, linestyle=(0, (5, 3)),
                      label=f"unigram baseline {unigram[-1]:.3f}")  # fmt: skip
     axes.margins(x=0.06)
-    _mark_resumes(axes, curves.resumed_at, named=True)
-    _style(axes, "denoising loss (nats per token)")
+    _mark(axes, curves.resumed_at, roll_backs, named=True)
+    style_axes(axes, "denoising loss (nats per token)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK, loc="upper right")
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right")
     else:
         axes.text(0.5, 0.5, "no step yet", transform=axes.transAxes, ha="center", color=_BASELINE)
 
 
-def _rate_axes(axes: Axes, curves: Curves) -> None:
+def _rate_axes(axes: Axes, curves: Curves, roll_backs: Sequence[int]) -> None:
     prefix = "learning_rate/"
     names = sorted({key for line in curves.train for key in line if key.startswith(prefix)})
     drawn: dict[bytes, str] = {}
@@ -151,32 +96,33 @@ def _rate_axes(axes: Axes, curves: Curves) -> None:
         steps = series(curves.train, (names or ["learning_rate"])[0])[0]
         axes.plot(steps[: len(rates)], rates, color=color, linewidth=1.5, label=name)
     if len(drawn) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper right")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     axes.yaxis.get_offset_text().set_fontsize(8)
     axes.set_ylim(bottom=0)
-    _mark_resumes(axes, curves.resumed_at, named=False)
-    _style(axes, "learning rate")
-    axes.set_xlabel("step", color=_INK, fontsize=9)
+    _mark(axes, curves.resumed_at, roll_backs)
+    style_axes(axes, "learning rate")
+    axes.set_xlabel("step", color=INK, fontsize=9)
 
 
-def loss_figure(curves: Curves, title: str) -> Figure:
-    """Draws the loss above the learning rate, with the points at which the run was resumed.
+def loss_figure(curves: Curves, roll_backs: Sequence[int], title: str) -> Figure:
+    """Draws the loss above the learning rate, and where the run was resumed or rolled back.
 
     Args:
         curves: What to draw; may be empty.
+        roll_backs: Steps that the run went back to.
         title: Heading, taken literally.
     """
     figure = Figure(figsize=(9.0, 5.6), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    _loss_axes(loss, curves)
-    _rate_axes(rate, curves)
-    loss.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=12,
+    _loss_axes(loss, curves, roll_backs)
+    _rate_axes(rate, curves, roll_backs)
+    loss.set_title(drawable(title), loc="left", color=INK, fontsize=12, fontweight="bold", pad=12,
                    parse_math=False)  # fmt: skip
     return figure
 
 
-def engine_figure(curves: Curves) -> Figure | None:
+def engine_figure(curves: Curves, roll_backs: Sequence[int]) -> Figure | None:
     """Draws gradient norm, speed, waiting and memory side by side; None where nothing is known."""
     panels = [
         ("grad_norm", "gradient norm", 1.0),
@@ -193,11 +139,17 @@ def engine_figure(curves: Curves) -> Figure | None:
         steps, values = series(curves.train, key)
         axes.plot(steps, values / unit, color=_TRAIN, linewidth=1.1)
         axes.set_ylim(0, max(1e-9, float(values.max()) / unit) * 1.15)
-        _mark_resumes(axes, curves.resumed_at, named=False)
-        _style(axes, label)
+        _mark(axes, curves.resumed_at, roll_backs)
+        style_axes(axes, label)
     for axes in grid[len(known) :]:
         axes.set_visible(False)
     return figure
+
+
+def drawable(text: str) -> str:
+    """A name as matplotlib can draw it: one line, not too long, nothing that is no character."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line if len(line) <= 60 else f"{line[:59]}…"
 
 
 def png(figure: Figure) -> bytes:

@@ -1,0 +1,4 @@
+"""What the engine costs, and what it survives.
+
+python -m benchmarks.engine
+"""
