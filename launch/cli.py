@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 _ORDER = (
-    *("quickstart", "tokenizer", "data", "plan", "pretrain", "checkpoint", "report", "export"),
-    *("generate", "import", "doctor", "schema"),
+    *("quickstart", "tokenizer", "data", "plan", "pretrain", "launch", "checkpoint", "report"),
+    *("export", "generate", "import", "doctor", "schema"),
 )
 
 
@@ -31,6 +31,7 @@ def create_application() -> typer.Typer:
         doctor,
         export,
         importing,
+        launching,
         plan,
         pretrain,
         quickstart,
@@ -63,6 +64,7 @@ def create_application() -> typer.Typer:
         data,
         plan,
         pretrain,
+        launching,
         checkpoint,
         report,
         export,

@@ -171,6 +171,15 @@ def run_workers(
     )
 
 
+def local_command(worker: Sequence[str], processes: int) -> list[str]:
+    """Arguments of the interpreter that starts so many ranks of ``worker``."""
+    return [
+        *("-m", "launch.torchrun"),
+        *("--standalone", "--nproc-per-node", str(processes)),
+        *worker,
+    ]
+
+
 def _run_once(
     worker: Sequence[str],
     processes: int,
@@ -181,11 +190,7 @@ def _run_once(
     stop_marker.unlink(missing_ok=True)
     asked: set[int] = set()
     return run_supervised(
-        [
-            *(sys.executable, "-m", "launch.torchrun"),
-            *("--standalone", "--nproc-per-node", str(processes)),
-            *worker,
-        ],
+        [sys.executable, *local_command(worker, processes)],
         environment=worker_environment(processes, environment),
         ask_to_stop=lambda launcher: _ask_workers(launcher, asked),
         watch=watch,

@@ -59,7 +59,8 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+        # The last three are what PyYAML lets through where a tag and its value do not fit.
         problem = " ".join(str(error).split())
         raise ConfigError(f"{origin}: not valid YAML: {problem}") from None
 

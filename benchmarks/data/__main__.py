@@ -12,13 +12,12 @@ of this machine, is made and tokenized once and kept in the temporary folder.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.common.report import Table, show, write
+from benchmarks.common.command import answer_all, parse_questions, question_parser, replaced
+from benchmarks.common.report import Table
 from benchmarks.data.options import LOADERS, RESUMERS, SETS, SMOKE, Options
 from benchmarks.data.versions import facts_of_this_machine
 
@@ -34,15 +33,8 @@ QUESTIONS = {
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join(f"  {name:<12}{what}" for name, what in QUESTIONS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="see below; default: all")
-    parser.add_argument("--out", type=Path, help="folder for results.json and tables.md")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run?")
+    description = (__doc__ or "").splitlines()[0]
+    parser = question_parser("benchmarks.data", description, QUESTIONS)
     parser.add_argument("--cache", type=Path, help="folder for the corpus and the peers' data sets")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each measurement in reading")
@@ -51,22 +43,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, help="in reading")
     parser.add_argument("--resumers", nargs="+", choices=RESUMERS, help="in resume")
     parser.add_argument("--order-sizes", type=int, nargs="+", help="in order")
-    chosen = parser.parse_args(arguments)
-    unknown = sorted(set(chosen.questions) - set(QUESTIONS))
-    if unknown:
-        parser.error(f"unknown question {unknown[0]!r}; choose from {', '.join(QUESTIONS)}")
-    return chosen
+    return parse_questions(parser, arguments, QUESTIONS)
 
 
 def make_options(chosen: argparse.Namespace) -> Options:
     """Return the options with what the command line says in place of defaults."""
-    options = SMOKE if chosen.smoke else Options()
-    given = {}
-    for field in dataclasses.fields(options):
-        value = getattr(chosen, field.name, None)
-        if value is not None:
-            given[field.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(options, **given)
+    return replaced(SMOKE if chosen.smoke else Options(), chosen)
 
 
 def answer(question: str, options: Options) -> list[Table]:
@@ -79,19 +61,14 @@ def answer(question: str, options: Options) -> list[Table]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write if asked to."""
     chosen = parse(arguments)
-    options, facts, tables = make_options(chosen), facts_of_this_machine(), []
-    print(", ".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
-    for question in chosen.questions or QUESTIONS:
-        started = time.perf_counter()
-        answers = answer(question, options)
-        for table in answers:
-            show(table)
-        tables += answers
-        facts[f"{question} took s"] = round(time.perf_counter() - started)
-        if chosen.out is not None:
-            write(chosen.out, TITLE, facts, tables)
-    if chosen.out is not None:
-        print(f"written to {chosen.out}")
+    options = make_options(chosen)
+    answer_all(
+        TITLE,
+        chosen.questions or list(QUESTIONS),
+        lambda question: answer(question, options),
+        facts_of_this_machine(),
+        chosen.out,
+    )
 
 
 if __name__ == "__main__":

@@ -10,16 +10,15 @@ Without a question, all are asked. The machine should do nothing else meanwhile.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
+from benchmarks.common.command import answer_all, parse_questions, question_parser, replaced
 from benchmarks.common.machine import cpu_name
-from benchmarks.common.report import Table, show, write
+from benchmarks.common.report import Table
 from benchmarks.engine.options import SMOKE, Options
 
 TITLE = "The engine"
@@ -34,15 +33,8 @@ QUESTIONS = {
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join(f"  {name:<12}{what}" for name, what in QUESTIONS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="see below; default: all")
-    parser.add_argument("--out", type=Path, help="folder for results.json and tables.md")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run?")
+    description = (__doc__ or "").splitlines()[0]
+    parser = question_parser("benchmarks.engine", description, QUESTIONS)
     parser.add_argument("--folder", type=Path, help="for data and runs; by default a new one")
     parser.add_argument("--stages", type=int, nargs="+", choices=range(4), help="of ZeRO")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"))
@@ -52,22 +44,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, help="of each run")
     parser.add_argument("--killed-run-steps", type=int)
     parser.add_argument("--seed", type=int, help="of the moments of the kills")
-    chosen = parser.parse_args(arguments)
-    unknown = sorted(set(chosen.questions) - set(QUESTIONS))
-    if unknown:
-        parser.error(f"unknown question {unknown[0]!r}; choose from {', '.join(QUESTIONS)}")
-    return chosen
+    return parse_questions(parser, arguments, QUESTIONS)
 
 
 def make_options(chosen: argparse.Namespace) -> Options:
     """Return the options with what the command line says in place of defaults."""
-    options = SMOKE if chosen.smoke else Options()
-    given = {}
-    for field in dataclasses.fields(options):
-        value = getattr(chosen, field.name, None)
-        if value is not None:
-            given[field.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(options, **given)
+    return replaced(SMOKE if chosen.smoke else Options(), chosen)
 
 
 def answer(question: str, options: Options) -> list[Table]:
@@ -82,19 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parse(arguments)
     options = make_options(chosen)
     options.folder.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, object] = {"processor": cpu_name(), "torch": torch.__version__}
-    tables: list[Table] = []
-    for question in chosen.questions or QUESTIONS:
-        started = time.perf_counter()
-        answers = answer(question, options)
-        for table in answers:
-            show(table)
-        tables += answers
-        facts[f"{question} took s"] = round(time.perf_counter() - started)
-        if chosen.out is not None:
-            write(chosen.out, TITLE, facts, tables)
-    if chosen.out is not None:
-        print(f"written to {chosen.out}")
+    answer_all(
+        TITLE,
+        chosen.questions or list(QUESTIONS),
+        lambda question: answer(question, options),
+        {"processor": cpu_name(), "torch": torch.__version__},
+        chosen.out,
+    )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from benchmarks.common.command import parse_questions, question_parser, replaced
 from benchmarks.common.report import Table, show
 from benchmarks.model.encoders import MODELS, Sizes
 from benchmarks.model.kernel import KernelOptions, kernel_tables
@@ -84,15 +84,8 @@ SMOKE = Plan(
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.model",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join(f"  {name:<8}{what}" for name, what in QUESTIONS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="see below; default: all")
-    parser.add_argument("--out", type=Path, help="folder for results.json, tables.md and plots")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run?")
+    description = (__doc__ or "").splitlines()[0]
+    parser = question_parser("benchmarks.model", description, QUESTIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, help="measured rounds")
     parser.add_argument("--lengths", type=int, nargs="+", help="of all questions asked")
@@ -110,34 +103,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
     parser.add_argument("--steps", type=int, help="of training, length only")
     parser.add_argument("--dt-min", type=float, help="of the trained state space, length only")
-    chosen = parser.parse_args(arguments)
-    unknown = sorted(set(chosen.questions) - set(QUESTIONS))
-    if unknown:
-        parser.error(f"unknown question {unknown[0]!r}; choose from {', '.join(QUESTIONS)}")
-    return chosen
-
-
-def _replaced(options: Options, chosen: argparse.Namespace, *but: str) -> Options:
-    """Put what the command line says in place of defaults."""
-    given = {}
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        value = getattr(chosen, field.name, None)
-        if value is not None and field.name not in but:
-            given[field.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(options, **given)  # type: ignore[type-var]
+    return parse_questions(parser, arguments, QUESTIONS)
 
 
 def make_plan(chosen: argparse.Namespace) -> Plan:
     """Return the options of every question."""
     plan = SMOKE if chosen.smoke else Plan()
     return Plan(
-        sizes=_replaced(plan.sizes, chosen),
-        speed=_replaced(plan.speed, chosen),
-        memory=_replaced(plan.memory, chosen),
-        kernel=_replaced(plan.kernel, chosen),
-        share=_replaced(plan.share, chosen),
-        length=_replaced(plan.length, chosen),
-        recall=_replaced(plan.recall, chosen, "lengths"),
+        sizes=replaced(plan.sizes, chosen),
+        speed=replaced(plan.speed, chosen),
+        memory=replaced(plan.memory, chosen),
+        kernel=replaced(plan.kernel, chosen),
+        share=replaced(plan.share, chosen),
+        length=replaced(plan.length, chosen),
+        recall=replaced(plan.recall, chosen, "lengths"),
     )
 
 

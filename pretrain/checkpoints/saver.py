@@ -208,7 +208,8 @@ class CheckpointSaver:
         if self._settings.in_background:
             _let_training_go_first()
         try:
-            self._finished.append(self._write(job))
+            saved = self._write(job)
+            self._finished.append(saved)  # looked up now: `take_finished` swaps the list
         except _NotWritten as error:
             self._fail(job.final, str(error), "free space or mend permissions and ")
         except Exception as error:

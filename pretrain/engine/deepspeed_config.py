@@ -66,9 +66,9 @@ def deepspeed_config(
         # A CPU has one stream: there is nothing to overlap with.
         zero["overlap_comm"] = settings.overlap_communication and device_type == "cuda"
     if settings.offload_optimizer != "none":
-        zero["offload_optimizer"] = _place(config, settings.offload_optimizer)
+        zero["offload_optimizer"] = _place(config, settings.offload_optimizer, device_type)
     if settings.offload_parameters != "none":
-        zero["offload_param"] = _place(config, settings.offload_parameters)
+        zero["offload_param"] = _place(config, settings.offload_parameters, device_type)
     result: dict[str, Any] = {
         "train_batch_size": micro_batch_size * world_size * accumulation_steps,
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -90,10 +90,12 @@ def deepspeed_config(
     return _merged(result, settings.raw)
 
 
-def _place(config: RunConfig, device: str) -> dict[str, Any]:
-    if device == "cpu":
-        return {"device": "cpu", "pin_memory": True}
-    return {"device": "nvme", "nvme_path": str(config.deepspeed.nvme_folder), "pin_memory": True}
+def _place(config: RunConfig, place: str, device_type: str) -> dict[str, Any]:
+    # Pinned memory speeds up copies to a GPU; for a CPU DeepSpeed would compile a kernel for it.
+    result: dict[str, Any] = {"device": place, "pin_memory": device_type == "cuda"}
+    if place == "nvme":
+        result["nvme_path"] = str(config.deepspeed.nvme_folder)
+    return result
 
 
 def _check_raw(raw: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -117,7 +119,8 @@ def _check_zero(raw: Any, ours: Mapping[str, Any]) -> None:
         raise ConfigError(f"deepspeed.raw.zero_optimization is {raw!r}; give it keys and values")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    known = sorted(DeepSpeedZeroConfig.model_fields)
+    fields = DeepSpeedZeroConfig.model_fields
+    known = sorted({*fields, *(field.alias for field in fields.values() if field.alias)})
     for key in raw:
         name = f"deepspeed.raw.zero_optimization.{key}"
         if key in ours or key in ("offload_optimizer", "offload_param", "stage"):

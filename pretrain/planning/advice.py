@@ -15,7 +15,7 @@ _SMALL_BUCKET_ELEMENTS = 50_000_000
 
 
 def out_of_memory_advice(
-    config: RunConfig, world_size: int, available_bytes: int, *, device_type: str = "cuda"
+    config: RunConfig, world_size: int, available_bytes: int, *, device_type: str
 ) -> list[str]:
     """Say what the run needs by the cost model, and what single changes would make of that.
 

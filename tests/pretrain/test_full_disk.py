@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
+from small_disk import mounted
 from worker_processes import Workers, losses, train
 
 from pretrain.checkpoints.checkpoint_format import list_checkpoints, verify_checkpoint
@@ -16,16 +16,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of three megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "small", "3m") as folder:
+        yield folder
 
 
 def test_the_run_fails_in_one_line_and_goes_on_once_there_is_room(

@@ -26,7 +26,11 @@ def test_equal_keys_are_an_error_that_names_the_line():
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "a: !!python/object/apply:os.system ['true']", "1: 2", "\t- x", "{" * 3000]
+    "text",
+    [
+        *("a: [1", "a: !!python/object/apply:os.system ['true']", "1: 2", "\t- x", "{" * 3000),
+        *("!!int ''", "!!timestamp x", "!!bool x", "1" * 5000),
+    ],
 )
 def test_what_is_not_plain_yaml_is_refused_in_one_line(text):
     with pytest.raises(ConfigError) as caught:

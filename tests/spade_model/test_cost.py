@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 from typing import Any
 
 import pytest
@@ -187,6 +189,79 @@ def test_activation_bytes_are_about_what_autograd_keeps(
         assert measured_sample <= estimated_sample  # The layer that is computed again is extra.
     else:
         assert abs(measured_sample - estimated_sample) <= 0.1 * measured_sample
+
+
+def allocated_bytes() -> int:
+    """What the C library has given out and not got back."""
+
+    class Counts(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+
+    library = ctypes.CDLL("libc.so.6")
+    library.mallinfo2.restype = Counts
+    counts = library.mallinfo2()
+    in_maps, in_heaps = counts.e, counts.h
+    return int(in_maps + in_heaps)
+
+
+@pytest.mark.parametrize("element", [2, 4])
+@pytest.mark.parametrize("every_layers", [1, 2])
+@pytest.mark.parametrize("work", ["blocked", "tiled"])
+def test_selective_checkpointing_keeps_the_products(
+    element: int, every_layers: int, work: cost.AttentionWork
+) -> None:
+    """Hooks of autograd do not see what it keeps, so the allocator is asked."""
+    config = SpadeConfig(**BASE)
+    model = build(config).train()
+    model.set_activation_checkpointing(ActivationCheckpointing("selective", every_layers))
+    model.set_attention_backend(work)
+
+    def measured(batch: int) -> int:
+        before = allocated_bytes()
+        with torch.autocast("cpu", torch.bfloat16, enabled=element == 2):
+            output = run(model, batch, 512, 160)
+        kept = allocated_bytes() - before
+        output.loss.backward()
+        return kept
+
+    def estimated(batch: int) -> int:
+        return memory_cost.activation_bytes(
+            config,
+            batch,
+            512,
+            160,
+            bytes_per_element=element,
+            activation_checkpointing="selective",
+            every_layers=every_layers,
+            work=work,
+        )
+
+    for batch in (2, 5):  # libraries keep something for each shape
+        measured(batch)
+    measured_sample, estimated_sample = measured(5) - measured(2), estimated(5) - estimated(2)
+    largest = saved_bytes_of_the_largest_layer(config, element, work)
+    kept = estimated_sample - 3 * largest  # a layer computed again is not there yet
+    assert abs(measured_sample - kept) <= 0.1 * measured_sample
+
+
+def saved_bytes_of_the_largest_layer(
+    config: SpadeConfig, element: int, work: cost.AttentionWork
+) -> int:
+    """Of one sample, as the estimates have it: what a layer more that keeps all adds."""
+    both = [
+        memory_cost.activation_bytes(
+            dataclasses.replace(config, num_encoder_layers=layers, state_space_layers=layers),
+            1,
+            512,
+            160,
+            bytes_per_element=element,
+            activation_checkpointing="none",
+            work=work,
+        )
+        for layers in (1, 2)
+    ]
+    once = memory_cost.kernel_bytes(config, 512) + memory_cost.spectrum_bytes(config, 512)
+    return both[1] - both[0] - once
 
 
 @pytest.mark.parametrize("length", [60, 512, 1000])

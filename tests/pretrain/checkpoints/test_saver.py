@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from checkpoint_saves import expected, facts_of, newest_sound, save, saver_of, snapshot_of
+from small_disk import mounted
 
 from pretrain.checkpoints.checkpoint_format import (
     latest_complete,
@@ -126,16 +127,8 @@ def test_what_cannot_be_tidied_is_a_warning_and_no_failure(tmp_path, caplog):
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system that holds one large checkpoint."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "small", "40m") as folder:
+        yield folder
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_in_force(small_disk):

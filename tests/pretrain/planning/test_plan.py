@@ -200,7 +200,7 @@ def test_the_micro_batch_said_to_fit_fits_and_the_next_does_not() -> None:
         ]
         assert needs[0] <= limit < needs[1]
         assert layout.fits is (layout.memory.device_bytes <= limit)
-    assert sizes == sorted(sizes) or max(sizes) > 0
+    assert all(sizes), "a base-sized run fits somehow in every layout"
     assert planned.configured.zero_stage == config.deepspeed.zero_stage
 
 
@@ -235,7 +235,7 @@ def test_optimizers_that_need_whole_tensors_are_planned_at_stage_0_alone() -> No
 
 def test_advice_names_settings_that_help_by_as_much_as_it_says() -> None:
     config = base_run()
-    need, *lines = out_of_memory_advice(config, 8, 8 * 2**30)
+    need, *lines = out_of_memory_advice(config, 8, 8 * 2**30, device_type="cuda")
     now = run_memory(config, 8, "cuda").device_bytes
     assert f"{now / 2**30:.2f} GiB of the 8.00 GiB" in need
     assert {line.split("=")[0] for line in lines} >= {
@@ -263,7 +263,7 @@ def test_advice_says_nothing_that_does_not_help() -> None:
         deepspeed={"zero_stage": 0},
         optimizer={"kind": "adafactor"},
     )
-    assert len(out_of_memory_advice(config, 8, 2**30)) == 1
+    assert len(out_of_memory_advice(config, 8, 2**30, device_type="cuda")) == 1
 
 
 @pytest.mark.parametrize(

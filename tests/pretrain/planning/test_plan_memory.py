@@ -27,7 +27,7 @@ FEW_LIVE = {
 }
 
 
-def settings(*, precision: str, global_batch_size: int) -> dict[str, Any]:
+def settings(*, precision: str, global_batch_size: int, micro_batch_size: int) -> dict[str, Any]:
     """25 million parameters: tensors outweigh the libraries' own memory."""
     return {
         "name": "planned",
@@ -47,7 +47,7 @@ def settings(*, precision: str, global_batch_size: int) -> dict[str, Any]:
         "train": {
             "max_steps": 200,
             "global_batch_size": global_batch_size,
-            "micro_batch_size": 2,
+            "micro_batch_size": micro_batch_size,
             "precision": precision,
         },
         "optimizer": {"learning_rate": 1e-3},
@@ -103,7 +103,7 @@ def check_memory(config: RunConfig, ranks: int, measured_bytes: int) -> None:
 @pytest.mark.slow
 def test_one_rank_needs_what_is_planned() -> None:
     """In bfloat16, without accumulation."""
-    run = settings(precision="bf16", global_batch_size=2)
+    run = settings(precision="bf16", global_batch_size=2, micro_batch_size=2)
     layouts = [
         layout(0),
         layout(1) | {"train": run["train"] | {"activation_checkpointing": "full"}},
@@ -120,7 +120,7 @@ def test_one_rank_needs_what_is_planned() -> None:
 @pytest.mark.slow
 def test_two_ranks_need_and_send_what_is_planned() -> None:
     """In float32, with two micro-batches a step."""
-    run = settings(precision="fp32", global_batch_size=8)
+    run = settings(precision="fp32", global_batch_size=4, micro_batch_size=1)
     layouts = [
         *(layout(stage) for stage in range(4)),
         layout(3, offload_optimizer="cpu", offload_parameters="cpu"),
