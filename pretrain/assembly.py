@@ -261,7 +261,12 @@ def _check_resumable(config: RunConfig, path: Path, now: dict[str, str], *, fres
         )
     manifest = read_manifest(path)
     found = differences(
-        load_run_config(path), manifest["fingerprints"], config, now, manifest["sample_index"]
+        load_run_config(path),
+        manifest["fingerprints"],
+        config,
+        now,
+        manifest["sample_index"],
+        manifest["tokens_seen"],
     )
     if found:
         raise CheckpointError(

@@ -49,6 +49,7 @@ def differences(
     config: RunConfig,
     now: dict[str, str],
     sample_index: int,
+    tokens_seen: int,
 ) -> list[str]:
     """Why a checkpoint cannot be continued under a configuration; empty if it can.
 
@@ -62,6 +63,7 @@ def differences(
         config: The configuration to go on under.
         now: Its `fingerprints`.
         sample_index: Samples consumed at the checkpoint.
+        tokens_seen: Tokens consumed by then.
     """
     old, new = saved.to_dict(), config.to_dict()
     found = []
@@ -80,6 +82,12 @@ def differences(
         found.append(
             f"the mixture of the first {sample_index} samples was {mixture}, now {new_mixture} "
             "(change it from a later sample on, with data.stages)"
+        )
+    begun, now_begun = _begun_stages(saved, tokens_seen), _begun_stages(config, tokens_seen)
+    if begun != now_begun:
+        found.append(
+            f"train.curriculum of the first {tokens_seen} tokens was {begun}, now {now_begun} "
+            "(change only stages that have not begun)"
         )
     names = [name for name in saved_fingerprints if name.partition(".")[0] != ALL_HELDOUT]
     found += [
@@ -100,6 +108,11 @@ def _mixture(config: RunConfig, sample_index: int) -> list[tuple[int, dict[str, 
     return [
         (start, _shares(weights)) for start, weights in stages if start == 0 or start < sample_index
     ]
+
+
+def _begun_stages(config: RunConfig, tokens_seen: int) -> list[dict[str, Any]]:
+    stages = config.train.curriculum
+    return [stage.model_dump() for stage in stages if stage.from_tokens < tokens_seen]
 
 
 def _shares(weights: dict[str, float | None]) -> dict[str, float | None]:

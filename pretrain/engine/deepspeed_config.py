@@ -2,44 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from pretrain.config import RunConfig
-from pretrain.errors import ConfigError
-
-# Sections and switches of DeepSpeed that change nothing this project decides.
-_PASSED_THROUGH = frozenset(
-    {
-        "zero_optimization",
-        "aio",
-        "comms_logger",
-        "communication_data_type",
-        "dump_state",
-        "flops_profiler",
-        "gradient_predivide_factor",
-        "memory_breakdown",
-        "prescale_gradients",
-        "wall_clock_breakdown",
-    }
-)
-# What this project does itself, and the setting to use instead.
-_OURS = {
-    "activation_checkpointing": "train.activation_checkpointing",
-    "amp": "train.precision",
-    "bf16": "train.precision",
-    "checkpoint": "checkpoint",
-    "csv_monitor": "telemetry",
-    "curriculum_learning": "train.curriculum",
-    "data_efficiency": "train.curriculum",
-    "data_types": "train.precision",
-    "fp16": "train.precision",
-    "optimizer": "optimizer",
-    "scheduler": "schedule",
-    "tensorboard": "telemetry",
-    "wandb": "telemetry",
-}
 
 
 def deepspeed_config(
@@ -54,8 +20,7 @@ def deepspeed_config(
     Clipping at stage 0 and the scale of the loss are done by `TrainingEngine`.
 
     Raises:
-        ConfigError: If the global batch cannot be cut evenly over the ranks, or `deepspeed.raw`
-            holds an unknown key or one that another setting decides.
+        ConfigError: If the global batch cannot be cut evenly over the ranks.
     """
     settings = config.deepspeed
     sharded = settings.zero_stage > 0
@@ -86,7 +51,6 @@ def deepspeed_config(
             "dtype": "bfloat16" if config.train.precision == "bf16" else "float16",
             "lower_precision_safe_modules": [],
         }
-    _check_raw(settings.raw, result)
     return _merged(result, settings.raw)
 
 
@@ -96,39 +60,6 @@ def _place(config: RunConfig, place: str, device_type: str) -> dict[str, Any]:
     if place == "nvme":
         result["nvme_path"] = str(config.deepspeed.nvme_folder)
     return result
-
-
-def _check_raw(raw: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    for key, value in raw.items():
-        if key in _OURS:
-            raise ConfigError(
-                f"deepspeed.raw.{key} is not passed on; this project's {_OURS[key]} does that"
-            )
-        if key in ours and key != "zero_optimization":
-            raise ConfigError(f"deepspeed.raw.{key} is decided by other settings; remove it")
-        if key not in _PASSED_THROUGH:
-            near = difflib.get_close_matches(key, sorted(_PASSED_THROUGH), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {sorted(_PASSED_THROUGH)}"
-            raise ConfigError(f"deepspeed.raw.{key} is not a key of DeepSpeed's; {hint}")
-        if key == "zero_optimization":
-            _check_zero(value, ours[key])
-
-
-def _check_zero(raw: Any, ours: Mapping[str, Any]) -> None:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"deepspeed.raw.zero_optimization is {raw!r}; give it keys and values")
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    fields = DeepSpeedZeroConfig.model_fields
-    known = sorted({*fields, *(field.alias for field in fields.values() if field.alias)})
-    for key in raw:
-        name = f"deepspeed.raw.zero_optimization.{key}"
-        if key in ours or key in ("offload_optimizer", "offload_param", "stage"):
-            raise ConfigError(f"{name} is decided by the other settings of deepspeed; remove it")
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see DeepSpeed's documentation"
-            raise ConfigError(f"{name} is not a key of DeepSpeed's; {hint}")
 
 
 def _merged(ours: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:

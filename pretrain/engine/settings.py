@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.engine.raw_keys import check_raw
 from pretrain.section import Section
 
 
@@ -54,4 +55,5 @@ class DeepSpeedSettings(Section):
                 f"deepspeed.nvme_folder {self.nvme_folder} is used by nothing; remove it, or "
                 "offload to nvme"
             )
+        check_raw(self.raw)
         return self

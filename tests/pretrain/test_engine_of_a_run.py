@@ -92,6 +92,10 @@ def test_a_curriculum_changes_batch_and_length_and_resumes_at_its_edges(
     for steps in (*edges, 8):
         train(config, "name=cut", f"train.max_steps={steps}", processes=2)
     assert losses(tmp_path / "runs" / "cut") == losses(tmp_path / "runs" / "flat")
+    changed = "train.curriculum=[{from_tokens: 0, global_batch_size: 8}]"
+    workers = Workers(config, "name=cut", "train.max_steps=9", changed, processes=1)
+    assert workers.wait() == [1]
+    assert "change only stages that have not begun" in workers.output[0]
 
 
 @pytest.mark.parametrize("kind", ["adamw_rms", "adafactor", "muon"])
