@@ -105,7 +105,7 @@ def test_a_resume_may_change_what_is_held_out_and_nothing_else(
     assert set(new) == {"train", "heldout.kept", "heldout.known", "tokenizer"}
     assert new["heldout.kept"] == old["heldout"]
     assert new["heldout.known"] == old["train"]
-    assert differences(one, old, several, new, 100) == []
-    assert differences(several, new, one, old, 100) == []
-    (told,) = differences(several, new | {"train": "0"}, one, old, 100)
+    assert differences(one, old, several, new, 100, 9000) == []
+    assert differences(several, new, one, old, 100, 9000) == []
+    (told,) = differences(several, new | {"train": "0"}, one, old, 100, 9000)
     assert "train data differ" in told
