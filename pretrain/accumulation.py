@@ -41,6 +41,30 @@ class StepOutcome(NamedTuple):
     """That this rank waited for its batches."""
 
 
+class SentNumber:
+    """A number on its way from the device to the host, read once it is there.
+
+    Reading it behind something else that was read from the device waits for nothing more.
+
+    Args:
+        value: Float64 scalar.
+    """
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._value, self._arrived = value, None
+        if value.device.type == "cuda":
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> float:
+        """The number."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value.item()
+
+
 class Accumulation:
     """Makes steps.
 
@@ -113,13 +137,16 @@ class Accumulation:
                 self._engine.backward(loss / (step_targets / (count * self._ranks.world_size)))
             nats += loss.detach().double() * count
         dist.all_reduce(nats)
-        mean_loss = nats.item() / step_targets
+        sent = SentNumber(nats)
         with self._timer.part("optimizer"):
             update = self._engine.update(
                 rate_factor(step_tokens),
-                norm_limit=-1.0 if skip else guard.norm_limit_for(mean_loss),
+                norm_limit=lambda: (
+                    -1.0 if skip else guard.norm_limit_for(sent.read() / step_targets)
+                ),
                 group_norms=group_norms,
             )
+        mean_loss = sent.read() / step_targets
         return StepOutcome(
             mean_loss if math.isfinite(mean_loss) else math.nan,
             step_tokens,

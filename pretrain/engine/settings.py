@@ -19,10 +19,11 @@ class DeepSpeedSettings(Section):
     well, 3 the weights as well."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where the optimizer's state lies and is updated; needs a stage above 0, `nvme` stage 3."""
-    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
-    """Where weights lie while they are not used; needs stage 3."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """Where weights lie while they are not used; needs stage 3. (On a disk DeepSpeed would keep them
+    in the precision of the products, which the state-space parameters do not survive.)"""
     nvme_folder: Path | None = None
-    """Folder on a fast local disk, for `nvme`."""
+    """Folder on a fast local disk, for `offload_optimizer: nvme`."""
     overlap_communication: bool = True
     """On GPUs, reduce gradients while the backward pass still goes on."""
     raw: dict[str, Any] = Field(default_factory=dict)
@@ -47,7 +48,7 @@ class DeepSpeedSettings(Section):
                 f"zero_stage {self.zero_stage}, which keeps all weights on every rank; set "
                 "deepspeed.zero_stage to 3"
             )
-        uses_disk = "nvme" in (self.offload_optimizer, self.offload_parameters)
+        uses_disk = self.offload_optimizer == "nvme"
         if uses_disk and self.nvme_folder is None:
             raise ValueError("deepspeed.nvme_folder is missing; name a folder on a fast local disk")
         if self.nvme_folder is not None and not uses_disk:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -51,7 +51,7 @@ class TrainingEngine:
         import deepspeed
 
         self._clipping = config.train.gradient_clipping
-        self._norm_limit = math.inf
+        self._norm_limit: Callable[[], float] = lambda: math.inf
         self._norm = math.nan
         self._wants_group_norms = False
         self._group_norms: dict[str, float] = {}
@@ -94,15 +94,17 @@ class TrainingEngine:
         self,
         rate_factor: float,
         *,
-        norm_limit: float = math.inf,
+        norm_limit: Callable[[], float] = lambda: math.inf,
         group_norms: bool = False,
     ) -> Update:
         """Change the weights by what was accumulated, unless it is not fit for that.
 
         Args:
             rate_factor: Of every group's base learning rate.
-            norm_limit: Largest global gradient norm that is allowed; below 0 discards in any case.
-            group_norms: Whether to find the norm of each group.
+            norm_limit: Gives the largest global gradient norm that is allowed; below 0 discards in
+                any case. Asked once the norm is on the host, so whatever was sent there before the
+                call has arrived as well.
+            group_norms: Whether to find the norm of each group; not with states on a disk.
         """
         for group in inner_optimizer(self.deepspeed).param_groups:
             group["lr"] = group["base_learning_rate"] * rate_factor
@@ -206,7 +208,7 @@ class TrainingEngine:
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         self._norm = float(norm)
         self._note_group_norms()
-        if not math.isfinite(self._norm) or self._norm > self._norm_limit:
+        if not math.isfinite(self._norm) or self._norm > self._norm_limit():
             self.deepspeed.zero_grad()
             return False
         if self._norm > self._clipping:
@@ -246,10 +248,10 @@ class TrainingEngine:
         norm = float(scaled_norm) / self.loss_scale.scale
         self._norm = norm if norm >= 0 else math.inf  # DeepSpeed writes -1 for not finite
         self._note_group_norms()
-        return math.isfinite(self._norm) and self._norm <= self._norm_limit
+        return math.isfinite(self._norm) and self._norm <= self._norm_limit()
 
     def _note_group_norms(self) -> None:
-        if not self._wants_group_norms:
+        if not self._wants_group_norms or self._is_on_disk:
             return
         groups = inner_optimizer(self.deepspeed).param_groups
         squares = torch.zeros(len(groups), dtype=torch.float64, device=self.deepspeed.device)
@@ -260,6 +262,11 @@ class TrainingEngine:
             squares /= self.loss_scale.scale**2
         norms = squares.sqrt().tolist()
         self._group_norms = {group["name"]: norm for group, norm in zip(groups, norms, strict=True)}
+
+    @property
+    def _is_on_disk(self) -> bool:
+        """Whether the gradients have left for a disk when their norm is known."""
+        return self._stage == 3 and bool(self.deepspeed.optimizer.swap_optimizer)
 
     def _own_gradients(self) -> Iterator[tuple[int, Tensor]]:
         """The number of the group and the values, of all gradients that this rank answers for."""

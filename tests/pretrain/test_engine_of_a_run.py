@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import get_default_build_root
 from worker_processes import RUN_WORKER, Workers, losses, read_lines, train
 
 pytestmark = pytest.mark.slow
@@ -96,6 +98,26 @@ def test_a_curriculum_changes_batch_and_length_and_resumes_at_its_edges(
     workers = Workers(config, "name=cut", "train.max_steps=9", changed, processes=1)
     assert workers.wait() == [1]
     assert "change only stages that have not begun" in workers.output[0]
+
+
+def test_states_on_a_disk_resume_exactly(run_settings, write_config, tmp_path):
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    if not list(built.rglob("async_io.so")):
+        pytest.skip("DeepSpeed's async_io is not built: it takes libaio-dev, g++ and minutes")
+    run_settings["schedule"] = {"kind": "constant", "warmup_steps": 0}
+    run_settings["evaluation"]["every_steps"] = 100
+    run_settings["train"]["precision"] = "fp32"
+    run_settings["model"] |= {"d_model": 128, "d_ff": 1024}  # less than a megabyte stays in memory
+    config = write_config(run_settings)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    place = f"{{zero_stage: 3, offload_optimizer: nvme, nvme_folder: {disk}}}"
+    train(config, "name=memory", "deepspeed={zero_stage: 3}", processes=2)
+    train(config, "name=disk", "train.max_steps=3", f"deepspeed={place}", processes=2)
+    assert list(disk.rglob("*.swp"))
+    train(config, "name=disk", f"deepspeed={place}", processes=2)
+    memory, swapped = (losses(tmp_path / "runs" / name) for name in ("memory", "disk"))
+    assert [x for _, x in swapped] == pytest.approx([x for _, x in memory], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["adamw_rms", "adafactor", "muon"])
