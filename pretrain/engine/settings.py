@@ -20,8 +20,8 @@ class DeepSpeedSettings(Section):
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
     """Where the optimizer's state lies and is updated; needs a stage above 0, `nvme` stage 3."""
     offload_parameters: Literal["none", "cpu"] = "none"
-    """Where weights lie while they are not used; needs stage 3. (On a disk DeepSpeed would keep them
-    in the precision of the products, which the state-space parameters do not survive.)"""
+    """Where weights lie while they are not used; needs stage 3. On a disk DeepSpeed would keep them
+    in the precision of the products, which the state-space parameters do not survive."""
     nvme_folder: Path | None = None
     """Folder on a fast local disk, for `offload_optimizer: nvme`."""
     overlap_communication: bool = True
