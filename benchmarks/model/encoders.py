@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.config import SpadeConfig
 from spade_model.seq2seq import SpadeModel
 
@@ -103,7 +104,7 @@ class Encoder:
             self.module = _peer(model, sizes, layers)
         if checkpointing:
             assert isinstance(self.module, SpadeModel), "ours alone"
-            self.module.set_activation_checkpointing(True)
+            self.module.set_activation_checkpointing(ActivationCheckpointing("full"))
         if precision == "bf16":
             self.module.to(torch.bfloat16)
 
