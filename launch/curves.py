@@ -11,11 +11,8 @@ from typing import Any
 _TAIL_BYTES = 1 << 14
 # What depends on the clock or the machine, not on the arithmetic.
 _NOT_COMPARED = (
-    "tokens_per_second",
-    "model_flops_utilisation",
-    "step_seconds",
-    "data_wait_seconds",
-    "memory_bytes",
+    *("tokens_per_second", "model_flops_utilisation", "step_seconds", "data_wait_seconds"),
+    *("time/", "memory/", "communication/"),
 )
 
 
@@ -91,5 +88,5 @@ def _numbers(metrics: Path) -> Mapping[tuple[int, str], Any]:
         for record in read_metrics(metrics)
         if "event" not in record
         for name, value in record.items()
-        if name not in _NOT_COMPARED and name != "step"
+        if name != "step" and not name.startswith(_NOT_COMPARED)
     }

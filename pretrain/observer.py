@@ -94,7 +94,6 @@ class Observer:
         )
         self._step_started = self._interval_started = time.perf_counter()
         self._interval_steps = 0
-        self._skipped_steps = 0
         self._last_evaluation: dict[str, float] | None = None
         self._damages_told = 0
 
@@ -113,7 +112,6 @@ class Observer:
         step = position.step
         self.timer.step_done()
         self._interval_steps += 1
-        self._skipped_steps += not outcome.applied
         self._profiler.after_step(step)
         self.progress.update(step, outcome.loss, outcome.tokens / seconds)
         last = position.updates == self._config.train.max_steps
@@ -215,7 +213,7 @@ class Observer:
                 "step_seconds": seconds,
                 "data_wait_seconds": outcome.data_wait_seconds,
                 "loss_scale": self._engine.loss_scale.scale,
-                "skipped_steps": self._skipped_steps,
+                "skipped_steps": position.step - position.updates,
                 **parts,
                 **communication,
                 **summarize_rank_facts(of_ranks),

@@ -120,7 +120,7 @@ def test_states_on_a_disk_resume_exactly(run_settings, write_config, tmp_path):
     assert [x for _, x in swapped] == pytest.approx([x for _, x in memory], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["adamw_rms", "adafactor", "muon"])
+@pytest.mark.parametrize("kind", ["adafactor", "muon"])
 def test_other_optimizers_resume_exactly(run_settings, write_config, tmp_path, kind):
     run_settings["optimizer"] |= {"kind": kind, "learning_rate": 1e-2}
     run_settings["deepspeed"] = {"zero_stage": 0}
@@ -138,7 +138,8 @@ def test_compiled_layers_and_other_checkpointing_give_the_same_curve(
 ):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is no g++")
-    run_settings["train"] |= {"precision": "fp32", "max_steps": 3}
+    run_settings["train"] |= {"precision": "fp32", "max_steps": 2}
+    run_settings["model"]["num_encoder_layers"] = 1  # compiling takes half a minute a layer
     config = write_config(run_settings)
     train(config, "name=plain", processes=1)
     train(config, "name=compiled", "train.compile=true", processes=1)
@@ -152,9 +153,9 @@ def test_compiled_layers_and_other_checkpointing_give_the_same_curve(
 def test_a_batch_that_does_not_fit_fails_before_the_first_step(
     run_settings, write_config, tmp_path
 ):
-    run_settings["train"] |= {"global_batch_size": 20_000, "micro_batch_size": 20_000}
+    run_settings["train"] |= {"global_batch_size": 8_000, "micro_batch_size": 8_000}
     config = write_config(run_settings)
-    command = f'ulimit -v 6000000; exec "{sys.executable}" "{RUN_WORKER}" "{config}"'
+    command = f'ulimit -v 4500000; exec "{sys.executable}" "{RUN_WORKER}" "{config}"'
     result = subprocess.run(
         ["bash", "-c", command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

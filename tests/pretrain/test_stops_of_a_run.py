@@ -56,7 +56,10 @@ def test_a_file_and_the_clock_stop_a_run_which_goes_on_exactly(
 def test_a_stop_within_an_evaluation_is_noticed_and_the_evaluation_made_later(
     long_settings, write_config, tmp_path
 ):
-    long_settings["evaluation"] |= {"samples": 4000}
+    many = {f"again_{number}": {"kind": "prefix_lm"} for number in range(12)}
+    long_settings["evaluation"] |= {"samples": 4000, "objectives": many}
+    long_settings["data"]["heldout"] = long_settings["data"]["train"]  # a minute of evaluation
+    long_settings["model"]["max_target_length_tokens"] = 80
     long_settings["train"]["max_steps"] = 2
     config = write_config(long_settings)
     run = tmp_path / "runs" / "tiny"
@@ -71,6 +74,6 @@ def test_a_stop_within_an_evaluation_is_noticed_and_the_evaluation_made_later(
     assert reason(run) == "SIGUSR1"
     assert [info.step for info in list_checkpoints(run)] == [0]
     assert not any("eval/heldout/loss" in line for line in read_lines(run / "metrics.jsonl"))
-    train(config, "evaluation.samples=8", processes=2)
+    train(config, "evaluation.samples=2", processes=2)
     evaluated = [x["step"] for x in read_lines(run / "metrics.jsonl") if "eval/heldout/loss" in x]
     assert evaluated == [0, 2]
