@@ -66,7 +66,9 @@ def test_stop_and_resume_equal_an_uninterrupted_run_bit_for_bit(
     assert [event["step"] for event in events] == [stopped_at]
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16"), (3, "fp32")]
+)
 def test_kills_at_random_moments_lose_nothing(
     demanding_settings, write_config, tmp_path, stage, precision
 ):
