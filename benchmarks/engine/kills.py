@@ -23,24 +23,38 @@ from launch.curves import last_step
 from pretrain.checkpoints.checkpoint_format import CONFIG, latest_complete, read_manifest
 from pretrain.run_folder import RunFolder
 
+_SHARE_IN_A_START = 0.3
+
 
 class Killer:
-    """Kills one rank with SIGKILL a random time after the ranks have been started.
+    """Kills one rank with SIGKILL at a random moment of each life of the ranks.
+
+    Three of ten kills fall anywhere into the start, the others behind the first step of the life,
+    soon enough that the run lasts for all of them.
 
     Args:
         run_path: The run.
         kills: How often.
-        longest_seconds: Of the times, which are even: a start and some steps.
+        start_seconds: That a start takes.
+        training_seconds: That the whole run trains.
         draw: Source of the moments and of the rank.
     """
 
     def __init__(
-        self, run_path: Path, kills: int, longest_seconds: float, draw: random.Random
+        self,
+        run_path: Path,
+        kills: int,
+        start_seconds: float,
+        training_seconds: float,
+        draw: random.Random,
     ) -> None:
         self._metrics = RunFolder(run_path).metrics_path
-        self._left, self._longest_seconds, self._draw = kills, longest_seconds, draw
+        self._left, self._draw = kills, draw
+        self._start_seconds = start_seconds
+        self._life_seconds = training_seconds / kills
         self._launcher: int | None = None
         self._at = 0.0
+        self._waits_for_step = False
         self._steps_before = 0
         self.moments: Counter[str] = Counter()
         """How many kills fell into the start, and how many behind the first step."""
@@ -53,8 +67,14 @@ class Killer:
         launcher = launchers[0]
         if launcher.pid != self._launcher:
             self._launcher = launcher.pid
-            self._at = time.monotonic() + self._draw.uniform(0, self._longest_seconds)
+            self._at = float("inf")
+            self._waits_for_step = self._draw.random() > _SHARE_IN_A_START
+            if not self._waits_for_step:
+                self._at = time.monotonic() + self._draw.uniform(0, self._start_seconds)
             self._steps_before = last_step(self._metrics)
+        if self._waits_for_step and last_step(self._metrics) > self._steps_before:
+            self._waits_for_step = False
+            self._at = time.monotonic() + self._draw.uniform(0, self._life_seconds)
         ranks = ranks_of(launcher)
         if time.monotonic() >= self._at and ranks:
             self._draw.choice(ranks).kill()
@@ -86,8 +106,8 @@ def _row(options: Options, stage: int, precision: str, draw: random.Random) -> d
     first_step = FirstStep(whole)
     undisturbed = run(configs[0], processes=options.processes, watch=first_step)
     assert first_step.seconds is not None, "the run has been made"
-    longest_seconds = first_step.seconds + (undisturbed.seconds - first_step.seconds) / 2
-    killer = Killer(killed, options.kills, longest_seconds, draw)
+    training_seconds = undisturbed.seconds - first_step.seconds
+    killer = Killer(killed, options.kills, first_step.seconds, training_seconds, draw)
     result = run(
         configs[1],
         processes=options.processes,

@@ -50,7 +50,7 @@ class Options:
     late_step: int = 10**6
     kills: int = 20
     """In each of the runs that are killed."""
-    killed_run_steps: int = 60
+    killed_run_steps: int = 300
     seed: int = 0
     """Of the moments of the kills."""
     folder: Path = field(default_factory=lambda: Path(mkdtemp(prefix="spade-benchmarks-engine-")))
