@@ -123,7 +123,8 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
         state.load(checkpoint)
 
     timer = StepTimer(device)
-    observer = _observer(config, rank, engine, control, timer, state.progress.position, with_stream)
+    position = None if checkpoint is None else state.progress.position
+    observer = _observer(config, rank, engine, control, timer, position, with_stream)
     return Trainer(
         config=config,
         engine=engine,
@@ -183,7 +184,7 @@ def _observer(
     engine: TrainingEngine,
     control: Control,
     timer: StepTimer,
-    position: Position,
+    resumed: Position | None,
     stream: PretrainingStream,
 ) -> Observer:
     from deepspeed.comm import comm
@@ -200,10 +201,12 @@ def _observer(
             name=config.name,
             configuration=config.to_dict(),
             configuration_yaml=config.to_yaml(),
-            start_step=position.step,
+            # Without a checkpoint even what was told of step 0 is told again.
+            start_step=-1 if resumed is None else resumed.step,
             logger=rank.logger,
         )
-    progress = ProgressLine(position.step, config.train.max_steps, silent=ranks.rank != 0)
+    steps = 0 if resumed is None else resumed.step
+    progress = ProgressLine(steps, config.train.max_steps, silent=ranks.rank != 0)
     dtype = torch.float32 if config.train.precision == "fp32" else torch.bfloat16
     heldout = next(iter(config.data.heldout_locations()))
     observer = Observer(
@@ -221,9 +224,9 @@ def _observer(
         peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
         logger=rank.logger,
     )
-    if position.step:
-        text = f"resuming after step {position.step} of {config.train.max_steps}"
-        observer.event("resume", position.step, text, processes=ranks.world_size)
+    if steps:
+        text = f"resuming after step {steps} of {config.train.max_steps}"
+        observer.event("resume", steps, text, processes=ranks.world_size)
     return observer
 
 

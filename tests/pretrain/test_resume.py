@@ -81,6 +81,10 @@ def test_kills_at_random_moments_lose_nothing(
     train(config, "name=whole", processes=2)
     run = tmp_path / "runs" / "killed"
     moments = random.Random(f"{stage} {precision}")
+    workers = Workers(config, "name=killed", processes=2)
+    workers.wait_for(lambda: bool(evaluations(run)))  # before there is any checkpoint
+    workers.signal(signal.SIGKILL)
+    workers.wait()
     for step in (3, 5, 9):
         workers = Workers(config, "name=killed", processes=2)
         workers.wait_for_step(run / "metrics.jsonl", step)
