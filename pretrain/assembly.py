@@ -163,10 +163,9 @@ def _open_loader(
     stage: Stage,
     quarantined: list[dict[str, Any]],
 ) -> BatchLoader:
-    data = config.data.model_copy(update={"input_length_tokens": stage.input_length_tokens})
     known = tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
     return BatchLoader(
-        data.stream_settings(config.train.seed, known),
+        config.data_of(stage).stream_settings(config.train.seed, known),
         Stripes(
             global_batch_size=stage.global_batch_size,
             micro_batch_size=config.train.micro_batch_size,

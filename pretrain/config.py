@@ -200,6 +200,10 @@ class RunConfig(Section):
         length = None if found is None else found.input_length_tokens
         return Stage(batch or self.train.global_batch_size, length or self.data.input_length_tokens)
 
+    def data_of(self, stage: Stage) -> DataSettings:
+        """The data settings of a stage: as configured, with its length."""
+        return self.data.model_copy(update={"input_length_tokens": stage.input_length_tokens})
+
     def accumulation_steps(self, world_size: int, global_batch_size: int | None = None) -> int:
         """Micro-batches of one step on each rank.
 

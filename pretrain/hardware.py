@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import resource
@@ -75,6 +76,7 @@ def describe_environment(ranks: Ranks, device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def code_version() -> str:
     """The commit this code was checked out at, or the package's version outside a checkout."""
     from importlib.metadata import PackageNotFoundError, version

@@ -58,7 +58,7 @@ class Trainer:
                     break
                 if self._due(self.config.checkpoint.every_steps):
                     self._save("scheduled")
-                self._make_step()
+                self.make_step()
         except StopAgreed:
             self._save("stop")
         self.saver.wait()
@@ -85,7 +85,7 @@ class Trainer:
     def _due(self, every_steps: int) -> bool:
         return self.position.step > 0 and self.position.step % every_steps == 0
 
-    def _make_step(self) -> None:
+    def make_step(self) -> None:
         """One attempt at an update, judged afterwards."""
         before = self.position
         loader, stage = self._enter_stage()
@@ -106,7 +106,7 @@ class Trainer:
             updates=before.updates + outcome.applied,
         )
         self.watchdog.first_step_done()
-        self.observer.after_step(outcome, self.position, stage.global_batch_size)
+        self.observer.after_step(outcome, self.position, stage)
         self.observer.tell_damage(loader.quarantined)
         self._tell_saved()
         self._judge(outcome, before, stage)

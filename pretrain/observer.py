@@ -15,7 +15,7 @@ from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.accumulation import StepOutcome
 from pretrain.checkpoints.position import Position
 from pretrain.checkpoints.saver import SavedCheckpoint
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, Stage
 from pretrain.control import Control
 from pretrain.data_settings import ALL_HELDOUT
 from pretrain.engine.training_engine import TrainingEngine
@@ -106,7 +106,7 @@ class Observer:
         self._profiler.before_step(step)
         self._step_started = time.perf_counter()
 
-    def after_step(self, outcome: StepOutcome, position: Position, global_batch_size: int) -> None:
+    def after_step(self, outcome: StepOutcome, position: Position, stage: Stage) -> None:
         """A step has been made; every rank must call this."""
         seconds = time.perf_counter() - self._step_started
         step = position.step
@@ -116,7 +116,7 @@ class Observer:
         self.progress.update(step, outcome.loss, outcome.tokens / seconds)
         last = position.updates == self._config.train.max_steps
         if step % self._config.train.log_every_steps == 0 or last:
-            self._tell_step(outcome, position, global_batch_size, seconds)
+            self._tell_step(outcome, position, stage, seconds)
         every = self._config.telemetry.histograms_every_steps
         if every is not None and step % every == 0:
             with self._engine.whole_parameters():
@@ -176,7 +176,7 @@ class Observer:
             self._metrics.close(finished=finished)
 
     def _tell_step(
-        self, outcome: StepOutcome, position: Position, global_batch_size: int, seconds: float
+        self, outcome: StepOutcome, position: Position, stage: Stage, seconds: float
     ) -> None:
         parts = self.timer.take()
         facts = {OWN_SECONDS: self.timer.own_seconds, **memory_facts(self._device)}
@@ -194,7 +194,7 @@ class Observer:
         if line is not None:
             self._logger.warning("step %d: %s", position.step, line)
         rates = self._engine.rates()
-        flops = self._flops_per_step(position, global_batch_size)
+        flops = self._flops_per_step(stage)
         self._metrics.write(
             {
                 "step": position.step,
@@ -206,7 +206,7 @@ class Observer:
                 **{f"grad_norm/{name}": norm for name, norm in outcome.group_norms.items()},
                 "tokens_seen": position.tokens_seen,
                 "sample_index": position.sample_index,
-                "global_batch_size": global_batch_size,
+                "global_batch_size": stage.global_batch_size,
                 "target_tokens": outcome.target_tokens,
                 "tokens_per_second": outcome.tokens / seconds,
                 "model_flops_utilisation": flops / seconds / self._peak_flops_per_second,
@@ -225,15 +225,12 @@ class Observer:
             }
         )
 
-    def _flops_per_step(self, position: Position, global_batch_size: int) -> int:
-        length = self._config.stage(position.tokens_seen).input_length_tokens
-        objective = self._config.data.model_copy(
-            update={"input_length_tokens": length}
-        ).make_objective()
+    def _flops_per_step(self, stage: Stage) -> int:
+        objective = self._config.data_of(stage).make_objective()
         per_sample = training_flops_per_sample(
             self._config.model, objective.input_length_tokens, objective.target_length_tokens
         )
-        return per_sample * global_batch_size
+        return per_sample * stage.global_batch_size
 
     def _show_fills(self, step: int) -> None:
         count = self._config.telemetry.sample_fills

@@ -143,7 +143,7 @@ def _engine_step(config: Any) -> Iterator[tuple[Callable[[], None], Any]]:
         )
         trainer = assemble_trainer(config, rank, fresh=True)
         try:
-            yield trainer._make_step, trainer.engine
+            yield trainer.make_step, trainer.engine
         finally:
             trainer.close()
     distributed.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -130,19 +129,6 @@ def point_latest(final: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(final.name)
     temporary.replace(final.with_name("latest"))
-
-
-def flush_folder(path: Path) -> None:
-    """Force a folder's entries to the disk.
-
-    Raises:
-        OSError: If it cannot be opened or flushed.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -24,10 +24,9 @@ from pretrain.checkpoints.checkpoint_format import (
     rank_file,
 )
 from pretrain.checkpoints.reader import FRAGMENTS
-from pretrain.checkpoints.retention import flush_folder
 from pretrain.checkpoints.snapshot import Snapshot
 from pretrain.checkpoints.tensor_file import WrittenFile, write_tensors, write_text
-from pretrain.run_folder import write_json
+from pretrain.run_folder import flush_folder, write_json
 
 
 def partial_folder(final: Path, attempt: int) -> Path:

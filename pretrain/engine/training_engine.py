@@ -71,7 +71,6 @@ class TrainingEngine:
             self.deepspeed.optimizer.torch_autocast_gradscaler = None
             self._watch_norm()
         self._set_loss_scale()
-        self.check_precision()
 
     @property
     def module(self) -> SpadeForSeq2Seq:
@@ -195,13 +194,7 @@ class TrainingEngine:
 
     def _update_whole(self) -> bool:
         """Stage 0: clipping and discarding are ours, and so is the loss's scale."""
-        optimizer = inner_optimizer(self.deepspeed)
-        gradients = [
-            parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        gradients = [gradient for _, gradient in self._own_gradients()]
         if self.loss_scale.scale != 1.0:
             for gradient in gradients:
                 gradient.div_(self.loss_scale.scale)

@@ -22,9 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.checkpoints.snapshot import Snapshot
+from pretrain.checkpoints.snapshot import WEIGHT, Snapshot
 
-WEIGHT = "weight"
 ReadSlice = Callable[[str, str, int, int], torch.Tensor]
 
 

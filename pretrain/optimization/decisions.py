@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import RunError
+from pretrain.run_folder import flush_folder
 
 ACTIONS = ("skip", "roll_back", "abort")
 FILE_NAME = "decisions.jsonl"
@@ -213,11 +214,7 @@ def _append_line(path: Path, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     if new:
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_folder(path.parent)
 
 
 def _record(line: bytes, where: str) -> DecisionRecord:
