@@ -5,38 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.console import warn
-from launch.failures import EXIT_RESUMABLE, CommandError
-from launch.processes import ProcessResult, StopRequests, run_supervised
-from launch.restarts import Restarts
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """How the ranks of a local run ended.
-
-    Attributes:
-        exit_code: 0 done, 75 stopped on request and resumable, anything else failed.
-        stopped: The run stopped on request and left its marker: the same command goes on.
-        signals: Requests to stop that this process received meanwhile, in order.
-        seconds: Wall-clock time, with starting and ending.
-        restarts: How often the ranks were started again after a failure.
-    """
-
-    exit_code: int
-    stopped: bool
-    signals: tuple[signal.Signals, ...]
-    seconds: float
-    restarts: int = 0
+from launch.failures import CommandError
+from launch.keep_running import RunResult, keep_running, newest_checkpoint
+from launch.processes import ProcessResult, run_supervised
 
 
 def number_of_cores() -> int:
@@ -60,16 +37,20 @@ def has_nvidia_gpu() -> bool:
     return listing.returncode == 0 and b"GPU" in listing.stdout
 
 
-def worker_environment(processes: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+def worker_environment(
+    processes: int, base: Mapping[str, str] | None = None, *, gloo_interface: str | None = "lo"
+) -> dict[str, str]:
     """Builds the environment of the ranks; what the user has set stays.
 
     Args:
         processes: Ranks that share this machine.
         base: Environment to start from (default: ours).
+        gloo_interface: Network interface for gloo, which looks its own host name up otherwise and
+            fails where nobody has registered it; none leaves it to gloo.
 
     Returns:
         The whole environment, with the interpreter's folder first in PATH, threads shared out
-        among the ranks, and the settings that DeepSpeed and torchrun need on one machine.
+        among the ranks, and the settings that DeepSpeed and torchrun need.
     """
     environment = dict(os.environ if base is None else base)
     programs = str(Path(sys.executable).parent)
@@ -81,13 +62,12 @@ def worker_environment(processes: int, base: Mapping[str, str] | None = None) ->
     environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if not has_nvidia_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
-        if Path("/sys/class/net/lo").exists():
-            # gloo looks its own host name up, which fails where nobody has registered it.
-            environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if gloo_interface is not None and Path("/sys/class/net", gloo_interface).exists():
+        environment.setdefault("GLOO_SOCKET_IFNAME", gloo_interface)
     return environment
 
 
-def _ask_workers(launcher: subprocess.Popen[Any], asked: set[int]) -> None:
+def ask_workers(launcher: subprocess.Popen[Any], asked: set[int]) -> None:
     """Sends SIGTERM to the ranks, once to each.
 
     They get it directly: torchrun would kill them 30 s after passing it on, and a large checkpoint
@@ -119,8 +99,8 @@ def run_workers(
     environment: Mapping[str, str] | None = None,
     watch: Callable[[], None] | None = None,
     max_restarts: int = 0,
-    newest_checkpoint: Callable[[], int] | None = None,
-) -> LocalResult:
+    step_of_checkpoint: Callable[[], int] | None = None,
+) -> RunResult:
     """Runs ``worker`` as ``processes`` ranks under torchrun and waits for their end.
 
     SIGINT, SIGTERM and SIGHUP reach every rank as one SIGTERM; a second Ctrl-C kills. After a
@@ -133,7 +113,7 @@ def run_workers(
         environment: Environment to start from (default: ours).
         watch: Called about ten times a second while the ranks run.
         max_restarts: Restarts in a row without a newer checkpoint.
-        newest_checkpoint: Gives the step of the newest complete checkpoint, -1 without one.
+        step_of_checkpoint: Gives the step of the newest complete checkpoint, -1 without one.
 
     Raises:
         CommandError: ``processes`` or ``max_restarts`` is too small.
@@ -141,33 +121,11 @@ def run_workers(
     """
     if processes < 1:
         raise CommandError(f"processes: {processes} is too few; give 1 or more")
-    if max_restarts < 0:
-        raise CommandError(f"max_restarts: {max_restarts} is negative; 0 never restarts")
-    step_of_checkpoint = newest_checkpoint or (lambda: -1)
-    restarts = Restarts(max_restarts, step_of_checkpoint())
-    began = time.monotonic()
-    requests = StopRequests()
-    # Listens between two starts as well; a start listens for itself.
-    with requests.listening():
-        while True:
-            result = _run_once(worker, processes, stop_marker, environment, watch)
-            signals = (*result.signals, *requests.received)
-            step = step_of_checkpoint()
-            decision = restarts.decide(result.exit_code, step, asked_to_stop=bool(signals))
-            if decision.say:
-                warn(decision.say)
-            if not decision.restart:
-                break
-            requests.wait(decision.wait_seconds)
-            if requests.received:
-                signals = tuple(requests.received)
-                break
-    return LocalResult(
-        exit_code=result.exit_code,
-        stopped=result.exit_code == EXIT_RESUMABLE and stop_marker.exists(),
-        signals=signals,
-        seconds=time.monotonic() - began,
-        restarts=restarts.total,
+    return keep_running(
+        lambda: _run_once(worker, processes, environment, watch),
+        stop_marker=stop_marker,
+        max_restarts=max_restarts,
+        step_of_checkpoint=step_of_checkpoint,
     )
 
 
@@ -183,31 +141,17 @@ def local_command(worker: Sequence[str], processes: int) -> list[str]:
 def _run_once(
     worker: Sequence[str],
     processes: int,
-    stop_marker: Path,
     environment: Mapping[str, str] | None,
     watch: Callable[[], None] | None,
 ) -> ProcessResult:
-    stop_marker.unlink(missing_ok=True)
     asked: set[int] = set()
     return run_supervised(
         [sys.executable, *local_command(worker, processes)],
         environment=worker_environment(processes, environment),
-        ask_to_stop=lambda launcher: _ask_workers(launcher, asked),
+        ask_to_stop=lambda launcher: ask_workers(launcher, asked),
         watch=watch,
         grace_seconds=None,
     )
-
-
-def newest_checkpoint(run: Path) -> int:
-    """Gives the step of a run's newest complete checkpoint, -1 without one."""
-    from pretrain.run_folder import RunFolder
-
-    steps = [
-        int(path.parent.name.partition("-")[2])
-        for path in RunFolder(run).checkpoints.glob("step-*/manifest.json")
-        if path.parent.name.partition("-")[2].isdecimal()  # not one that is being written
-    ]
-    return max(steps, default=-1)
 
 
 def run_local(
@@ -217,7 +161,7 @@ def run_local(
     environment: Mapping[str, str] | None = None,
     watch: Callable[[], None] | None = None,
     max_restarts: int = 0,
-) -> LocalResult:
+) -> RunResult:
     """Runs ``spade pretrain ARGUMENTS`` as ``processes`` ranks on this machine.
 
     The configuration is read here first, so that a mistake in it is told once and before any
@@ -248,5 +192,5 @@ def run_local(
         environment=environment,
         watch=watch,
         max_restarts=max_restarts,
-        newest_checkpoint=lambda: newest_checkpoint(run),
+        step_of_checkpoint=lambda: newest_checkpoint(run),
     )

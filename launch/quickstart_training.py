@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from launch.console import say
 from launch.curves import compare_curves, last_step
 from launch.failures import EXIT_INTERRUPTED, StageFailed, Stopped
-from launch.local import LocalResult, run_local
+from launch.keep_running import RunResult
+from launch.local import run_local
 
 if TYPE_CHECKING:
     from pretrain.config import RunConfig
@@ -118,7 +119,7 @@ def raise_if_stopped(signals: Sequence[signal.Signals], own_signals: int = 0) ->
         raise Stopped(STOPPED_BY_USER, code)
 
 
-def _check(result: LocalResult, folder: RunFolder, *, own_signals: int) -> None:
+def _check(result: RunResult, folder: RunFolder, *, own_signals: int) -> None:
     raise_if_stopped(result.signals, own_signals)
     if result.exit_code != 0 and not result.stopped:
         raise StageFailed(

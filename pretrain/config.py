@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from pretrain.optimization.settings import (
     SpikeSettings,
 )
 from pretrain.resilience.settings import ResilienceSettings
-from pretrain.section import NonNegative, Positive, Section
+from pretrain.section import NonNegative, Positive, Section, problem_lines
 from pretrain.telemetry.settings import TelemetrySettings
 from pretrain.yaml_text import parse_yaml, read_yaml, to_yaml
 from spade_model.config import AttentionBackend, CheckpointingKind, SpadeConfig
@@ -258,8 +257,7 @@ class RunConfig(Section):
         except TypeError as error:
             raise ConfigError(f"{origin}: {error}; use plain numbers, words and lists") from None
         except ValidationError as error:
-            lines = [_problem(origin, detail) for detail in error.errors()]
-            raise ConfigError("\n".join(lines)) from None
+            raise ConfigError("\n".join(problem_lines(cls, origin, error))) from None
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -358,33 +356,3 @@ def _data_settings(values: dict[str, Any]) -> DataSettings | None:
         return DataSettings.model_validate_json(json.dumps(values["data"]), strict=True)
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _known_names(location: Sequence[int | str]) -> list[str]:
-    """The keys allowed where an unknown one was found."""
-    section: Any = RunConfig
-    for name in location[:-1]:
-        field = section.model_fields.get(name) if hasattr(section, "model_fields") else None
-        section = field.annotation if field is not None else None
-        if section is None:
-            return []
-    if hasattr(section, "model_fields"):
-        return list(section.model_fields)
-    return list(getattr(section, "__dataclass_fields__", ()))
-
-
-def _problem(origin: str, detail: Any) -> str:
-    """One line for one thing pydantic found."""
-    location = [part for part in detail["loc"] if part != "__root__"]
-    field = ".".join(str(part) for part in location) or "configuration"
-    if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _known_names(location)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{origin}: {field} is not a setting; {hint}"
-    if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"{origin}: {field} is missing; add it"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "value_error":
-        return f"{origin}: {message}"
-    return f"{origin}: {field} is {json.dumps(detail['input'])}: {message}"

@@ -106,6 +106,11 @@ class RunFolder:
         return self.path / "loss.png"
 
     @property
+    def launch(self) -> Path:
+        """What launchers keep: the configuration they checked, scripts, and a log of events."""
+        return self.path / "launch"
+
+    @property
     def export_path(self) -> Path:
         """The Hugging Face directory, where `spade export` puts it by default."""
         return self.path / "export"

@@ -24,6 +24,7 @@ ROOMS = (
     "data_pipeline",
     "pretrain",
     "launch",
+    "launch.clusters",
     "finetune",
 )
 
@@ -33,7 +34,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "spade_model.huggingface": ({"spade_model"}, set()),
     "data_pipeline": (set(), set()),
     "pretrain": ({"spade_model", "data_pipeline"}, {"spade_model.huggingface"}),
-    "launch": (set(), {"pretrain", "data_pipeline", "spade_model", "spade_model.huggingface"}),
+    "launch": (
+        set(),
+        {"launch.clusters", "pretrain", "data_pipeline", "spade_model", "spade_model.huggingface"},
+    ),
+    "launch.clusters": ({"launch", "pretrain"}, {"data_pipeline"}),
     "finetune": ({"spade_model.huggingface"}, set()),
 }
 
@@ -54,6 +59,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
         {"deepspeed", "transformers", "wandb", "mlflow"},
     ),
     "launch": ({"typer"}, {"rich", "psutil", "yaml", "torch"}),
+    "launch.clusters": ({"pydantic"}, {"rich", "psutil", "yaml", "torch", "mpi4py"}),
     "finetune": ({"torch", "numpy", "transformers"}, set()),
 }
 # One file of the launcher is a thin shell around torchrun; no other touches torch.

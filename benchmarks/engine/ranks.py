@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 from launch.curves import last_step
-from launch.local import LocalResult, run_local
+from launch.keep_running import RunResult
+from launch.local import run_local
 from pretrain.run_folder import RunFolder
 
 
@@ -39,7 +40,7 @@ def run(
     processes: int,
     watch: Callable[[], None] | None = None,
     max_restarts: int = 0,
-) -> LocalResult:
+) -> RunResult:
     """``spade pretrain`` as ranks under the launcher, to its end.
 
     Raises:

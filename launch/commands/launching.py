@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from launch.commands.launch_options import (
+    Config,
+    DryRun,
+    GpusPerNode,
+    MaxRestarts,
+    Overrides,
+    Processes,
+)
 from launch.console import say
 
 
 def register(application: typer.Typer) -> None:
     """Adds the group."""
     group = typer.Typer(
-        help="Start a run on a machine and keep it running.",
+        help="Start a run on a machine or a cluster and keep it running.",
         epilog="Example: spade launch local configs/quickstart.yaml --processes 2 --max-restarts 3",
         no_args_is_help=True,
     )
@@ -29,38 +35,35 @@ def register(application: typer.Typer) -> None:
 
 
 def local(
-    config: Annotated[Path, typer.Argument(help="Configuration as YAML.", metavar="CONFIG")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Settings that replace the file's.", metavar="a.b=c …"),
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine.")] = 1,
-    max_restarts: Annotated[
-        int,
-        typer.Option(
-            min=0, help="After a failure go on from the newest checkpoint, so often in vain."
-        ),
-    ] = 3,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, and start nothing.")
-    ] = False,
+    config: Config,
+    overrides: Overrides = None,
+    processes: Processes = None,
+    gpus_per_node: GpusPerNode = 0,
+    max_restarts: MaxRestarts = 3,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a training as several processes of this machine; Ctrl-C saves and ends all of them.
 
     Ranks that are killed, hang or lose one another are started again from the newest checkpoint;
     each newer checkpoint gives all restarts back. Exit codes are those of `spade pretrain`.
     """
+    from launch.clusters.job import Job
     from launch.local import local_command, run_local
 
-    arguments = [str(config), *(overrides or [])]
+    job = Job.of(
+        config,
+        overrides,
+        processes=processes,
+        gpus_per_node=gpus_per_node,
+        max_restarts=max_restarts,
+    )
+    arguments = [str(config), *job.overrides]
     if dry_run:
-        from pretrain.config import RunConfig
-
-        RunConfig.load(config, overrides or []).most_accumulation_steps(processes)
+        job.load().most_accumulation_steps(job.processes_per_node)
         worker = ["-m", "launch.cli", "pretrain", *arguments]
-        say(shlex.join([sys.executable, *local_command(worker, processes)]))
+        say(shlex.join([sys.executable, *local_command(worker, job.processes_per_node)]))
         return
-    result = run_local(arguments, processes=processes, max_restarts=max_restarts)
+    result = run_local(arguments, processes=job.processes_per_node, max_restarts=job.max_restarts)
     if result.restarts:
         say(f"restarted {result.restarts} times")
     if result.exit_code:

@@ -55,7 +55,8 @@ sys.exit(75)
 LAUNCHER = """
 import sys
 from pathlib import Path
-from launch.local import newest_checkpoint, run_workers
+from launch.keep_running import newest_checkpoint
+from launch.local import run_workers
 
 folder, behaviour, processes, restarts = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 result = run_workers(
@@ -63,7 +64,7 @@ result = run_workers(
     processes=processes,
     stop_marker=folder / "stopped.json",
     max_restarts=restarts,
-    newest_checkpoint=lambda: newest_checkpoint(folder),
+    step_of_checkpoint=lambda: newest_checkpoint(folder),
 )
 print("result", result.exit_code, result.stopped, len(result.signals), flush=True)
 sys.exit(result.exit_code)
