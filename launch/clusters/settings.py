@@ -24,6 +24,8 @@ def _one_line(text: str) -> str:
 Word = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 """Text of a user that ends up on a command line: anything but control characters."""
 
+ModuleName = Annotated[str, Field(pattern=r"^[^-\s]\S*$"), AfterValidator(_one_line)]
+
 
 class NodeSettings(Section):
     """What holds on every machine of the cluster."""
@@ -35,7 +37,7 @@ class NodeSettings(Section):
     """Where the run's relative paths begin; none is the current folder."""
     environment: dict[EnvironmentName, str] = Field(default_factory=dict)
     """Variables of the ranks. They are set, never evaluated: `$HOME` stays four letters."""
-    modules: tuple[Word, ...] = ()
+    modules: tuple[ModuleName, ...] = ()
     """Names for `module load`, in this order."""
     source: tuple[Path, ...] = ()
     """Files that the shell on the machines reads first (`source FILE`)."""

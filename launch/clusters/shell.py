@@ -25,7 +25,7 @@ def setup_lines(nodes: NodeSettings, working_folder: Path) -> list[str]:
     lines += [f"source {shlex.quote(str(path))}" for path in nodes.source]
     if nodes.modules:
         lines.append(f"type module >/dev/null 2>&1 || {_MODULES}")
-    lines += [f"module load -- {shlex.quote(name)}" for name in nodes.modules]
+    lines += [f"module load {shlex.quote(name)}" for name in nodes.modules]
     return lines + export_lines(nodes.environment)
 
 
