@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 _ORDER = (
-    *("quickstart", "tokenizer", "data", "plan", "pretrain", "launch", "checkpoint", "report"),
-    *("export", "generate", "import", "doctor", "schema"),
+    *("quickstart", "tokenizer", "data", "plan", "pretrain", "launch", "jobs", "checkpoint"),
+    *("report", "export", "generate", "import", "doctor", "schema"),
 )
 
 
@@ -31,6 +31,7 @@ def create_application() -> typer.Typer:
         doctor,
         export,
         importing,
+        jobs,
         launching,
         plan,
         pretrain,
@@ -65,6 +66,7 @@ def create_application() -> typer.Typer:
         plan,
         pretrain,
         launching,
+        jobs,
         checkpoint,
         report,
         export,

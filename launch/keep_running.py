@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.attempts import Attempts
 from launch.console import warn
 from launch.failures import EXIT_RESUMABLE, CommandError
 from launch.processes import ProcessResult, StopRequests
@@ -52,6 +53,7 @@ def keep_running(
     max_restarts: int = 0,
     step_of_checkpoint: Callable[[], int] | None = None,
     wait_until_ready: Callable[[StopRequests], bool] | None = None,
+    attempts: Attempts | None = None,
 ) -> RunResult:
     """Starts the ranks, waits for their end, and starts them again as long as that helps.
 
@@ -65,6 +67,7 @@ def keep_running(
         step_of_checkpoint: Gives the step of the newest complete checkpoint, -1 without one.
         wait_until_ready: Waits, before a restart, until the machines are there again, or a stop is
             requested; tells whether they are.
+        attempts: Writes each start and end down, and tells the first failure above all else.
 
     Raises:
         CommandError: ``max_restarts`` is negative.
@@ -80,9 +83,15 @@ def keep_running(
     with requests.listening():
         while True:
             stop_marker.unlink(missing_ok=True)
+            if attempts is not None:
+                attempts.begin()
             result = start()
             signals = (*result.signals, *requests.received)
             decision = restarts.decide(result.exit_code, newest(), asked_to_stop=bool(signals))
+            if attempts is not None:
+                attempts.end(
+                    result.exit_code, asked_to_stop=bool(signals), restart=decision.restart
+                )
             if decision.say:
                 warn(decision.say)
             if not decision.restart:
@@ -91,6 +100,8 @@ def keep_running(
             ready = wait_until_ready is None or requests.received or wait_until_ready(requests)
             if requests.received or not ready:
                 signals = tuple(requests.received)
+                if attempts is not None:
+                    attempts.give_up(result.exit_code, asked_to_stop=bool(signals))
                 break
     return RunResult(
         exit_code=result.exit_code,

@@ -9,11 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launch.attempts import Attempts
 from launch.failures import CommandError
 from launch.keep_running import RunResult, keep_running, newest_checkpoint
 from launch.processes import ProcessResult, run_supervised
+from launch.rank_output import OUTPUT_VARIABLE
+
+if TYPE_CHECKING:
+    from launch.clusters.job import Job
 
 
 def number_of_cores() -> int:
@@ -38,7 +43,11 @@ def has_nvidia_gpu() -> bool:
 
 
 def worker_environment(
-    processes: int, base: Mapping[str, str] | None = None, *, gloo_interface: str | None = "lo"
+    processes: int,
+    base: Mapping[str, str] | None = None,
+    *,
+    gloo_interface: str | None = "lo",
+    run: Path | None = None,
 ) -> dict[str, str]:
     """Builds the environment of the ranks; what the user has set stays.
 
@@ -47,10 +56,12 @@ def worker_environment(
         base: Environment to start from (default: ours).
         gloo_interface: Network interface for gloo, which looks its own host name up otherwise and
             fails where nobody has registered it; none leaves it to gloo.
+        run: The run's folder, where a rank that fails leaves word.
 
     Returns:
         The whole environment, with the interpreter's folder first in PATH, threads shared out
-        among the ranks, and the settings that DeepSpeed and torchrun need.
+        among the ranks, and the settings that DeepSpeed and torchrun need. Ranks behind the first
+        print into files.
     """
     environment = dict(os.environ if base is None else base)
     programs = str(Path(sys.executable).parent)
@@ -64,6 +75,12 @@ def worker_environment(
         environment.setdefault("DS_ACCELERATOR", "cpu")
     if gloo_interface is not None and Path("/sys/class/net", gloo_interface).exists():
         environment.setdefault("GLOO_SOCKET_IFNAME", gloo_interface)
+    environment.setdefault(OUTPUT_VARIABLE, "file")
+    if run is not None:
+        from pretrain.resilience.failures import LOG_FOLDER_VARIABLE
+        from pretrain.run_folder import RunFolder
+
+        environment[LOG_FOLDER_VARIABLE] = str(RunFolder(run).logs.absolute())
     return environment
 
 
@@ -100,6 +117,7 @@ def run_workers(
     watch: Callable[[], None] | None = None,
     max_restarts: int = 0,
     step_of_checkpoint: Callable[[], int] | None = None,
+    run: Path | None = None,
 ) -> RunResult:
     """Runs ``worker`` as ``processes`` ranks under torchrun and waits for their end.
 
@@ -114,6 +132,8 @@ def run_workers(
         watch: Called about ten times a second while the ranks run.
         max_restarts: Restarts in a row without a newer checkpoint.
         step_of_checkpoint: Gives the step of the newest complete checkpoint, -1 without one.
+        run: The run's folder, where starts, ends and failures are written down; none for workers
+            that are no run.
 
     Raises:
         CommandError: ``processes`` or ``max_restarts`` is too small.
@@ -121,36 +141,77 @@ def run_workers(
     """
     if processes < 1:
         raise CommandError(f"processes: {processes} is too few; give 1 or more")
+    ranks = worker_environment(processes, environment, run=run)
+    attempts = None if run is None else Attempts(run, "local", {"processes": processes})
     return keep_running(
-        lambda: _run_once(worker, processes, environment, watch),
+        lambda: _run_once(local_command(worker, processes), ranks, watch),
         stop_marker=stop_marker,
         max_restarts=max_restarts,
         step_of_checkpoint=step_of_checkpoint,
+        attempts=attempts,
     )
 
 
 def local_command(worker: Sequence[str], processes: int) -> list[str]:
-    """Arguments of the interpreter that starts so many ranks of ``worker``."""
+    """The program that starts so many ranks of ``worker``, with its arguments."""
     return [
-        *("-m", "launch.torchrun"),
+        *(sys.executable, "-m", "launch.torchrun"),
         *("--standalone", "--nproc-per-node", str(processes)),
         *worker,
     ]
 
 
 def _run_once(
-    worker: Sequence[str],
-    processes: int,
-    environment: Mapping[str, str] | None,
-    watch: Callable[[], None] | None,
+    command: Sequence[str], environment: Mapping[str, str], watch: Callable[[], None] | None
 ) -> ProcessResult:
     asked: set[int] = set()
     return run_supervised(
-        [sys.executable, *local_command(worker, processes)],
-        environment=worker_environment(processes, environment),
+        command,
+        environment=environment,
         ask_to_stop=lambda launcher: ask_workers(launcher, asked),
         watch=watch,
         grace_seconds=None,
+    )
+
+
+def pretrain_worker(config: Path) -> list[str]:
+    """The worker of a run, for `local_command`."""
+    return ["-m", "launch.cli", "pretrain", str(config)]
+
+
+def run_job(
+    job: Job,
+    *,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] | None = None,
+) -> RunResult:
+    """Checks a job, and runs it as ranks of this machine.
+
+    Args:
+        job: What is to run.
+        environment: Environment to start from (default: ours).
+        watch: Called about ten times a second while the ranks run.
+
+    Raises:
+        CommandError: Something would keep the run from starting; one line a problem.
+        OSError: A file cannot be read or written, or a process not started.
+    """
+    from launch.clusters.job import freeze_config
+    from launch.clusters.preflight import check_before_launch
+    from launch.clusters.settings import NodeSettings
+    from pretrain.run_folder import RunFolder
+
+    config = check_before_launch(job, NodeSettings())
+    run = config.run_path
+    return run_workers(
+        pretrain_worker(freeze_config(config)),
+        processes=job.processes_per_node,
+        stop_marker=RunFolder(run).stop_marker,
+        environment=environment,
+        watch=watch,
+        max_restarts=job.max_restarts,
+        step_of_checkpoint=lambda: newest_checkpoint(run),
+        run=run,
     )
 
 
@@ -162,13 +223,10 @@ def run_local(
     watch: Callable[[], None] | None = None,
     max_restarts: int = 0,
 ) -> RunResult:
-    """Runs ``spade pretrain ARGUMENTS`` as ``processes`` ranks on this machine.
-
-    The configuration is read here first, so that a mistake in it is told once and before any
-    process starts.
+    """Runs ``spade pretrain ARGUMENTS`` as ``processes`` ranks on this machine; see `run_job`.
 
     Args:
-        arguments: The configuration file, then overrides ``a.b=c`` and options of the command.
+        arguments: The configuration file, then overrides ``a.b=c``.
         processes: Number of ranks.
         environment: Environment to start from (default: ours).
         watch: Called about ten times a second while the ranks run.
@@ -176,21 +234,11 @@ def run_local(
             without a newer one.
 
     Raises:
-        ValueError: The configuration has a mistake (``pretrain.config.ConfigError``).
-        OSError: A file cannot be read or a process not started.
+        CommandError: Something would keep the run from starting; one line a problem.
+        OSError: A file cannot be read or written, or a process not started.
     """
-    from pretrain.config import RunConfig
-    from pretrain.run_folder import RunFolder
+    from launch.clusters.job import Job
 
-    path, *rest = arguments
-    config = RunConfig.load(Path(path), [item for item in rest if not item.startswith("-")])
-    run = Path(config.run_dir) / config.name
-    return run_workers(
-        ["-m", "launch.cli", "pretrain", *arguments],
-        processes=processes,
-        stop_marker=RunFolder(run).stop_marker,
-        environment=environment,
-        watch=watch,
-        max_restarts=max_restarts,
-        step_of_checkpoint=lambda: newest_checkpoint(run),
-    )
+    path, *overrides = arguments
+    job = Job.of(Path(path), overrides, processes=processes, max_restarts=max_restarts)
+    return run_job(job, environment=environment, watch=watch)

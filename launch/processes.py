@@ -63,16 +63,17 @@ def _prctl(option: int, value: int) -> None:
         _LIBC.prctl(option, value, 0, 0, 0)
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel to send this process SIGTERM when its parent dies.
+def end_with_parent(parent: int | None = None, number: signal.Signals = signal.SIGTERM) -> None:
+    """Asks the kernel to send this process a signal when its parent dies.
 
     Args:
         parent: Process id that the parent must have (default: that of whoever it is now).
+        number: The signal.
     """
     parent = os.getppid() if parent is None else parent
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it has died before it could be asked for
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
 
 @contextlib.contextmanager

@@ -260,7 +260,9 @@ class RunConfig(Section):
             raise ConfigError("\n".join(problem_lines(cls, origin, error))) from None
 
     @classmethod
-    def load(cls, path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    def load(
+        cls, path: Path, overrides: Sequence[str] = (), *, data_here: bool = True
+    ) -> RunConfig:
         """Read a YAML file, apply ``a.b=c`` overrides, fill in what the data decide, and check.
 
         Nothing is started and nothing is written. The data sets named must exist, since the
@@ -269,6 +271,8 @@ class RunConfig(Section):
         Args:
             path: The YAML file.
             overrides: ``section.key=value`` words; the value is read as YAML.
+            data_here: Whether this machine sees the data sets. If not, nothing is checked against
+                them, and the vocabulary must be given.
 
         Raises:
             ConfigError: One line a problem: field, value, remedy.
@@ -277,10 +281,16 @@ class RunConfig(Section):
         values = read_yaml(path)
         for override in overrides:
             _apply_override(values, override)
-        manifest = _train_manifest(values, str(path))
+        manifest = _train_manifest(values, str(path)) if data_here else None
         model = values.setdefault("model", {})
-        if isinstance(model, dict) and manifest is not None:
-            model.setdefault("vocab_size", manifest.vocab_size)
+        if isinstance(model, dict):
+            if manifest is not None:
+                model.setdefault("vocab_size", manifest.vocab_size)
+            elif not data_here and "vocab_size" not in model:
+                raise ConfigError(
+                    f"{path}: model.vocab_size is missing, and the data that have it cannot be "
+                    "seen from here; add it (spade data inspect tells it)"
+                )
             target_tokens = _target_tokens(values)
             if target_tokens is not None:
                 model.setdefault("max_target_length_tokens", target_tokens)
@@ -288,7 +298,8 @@ class RunConfig(Section):
                 if input_tokens is not None:
                     model.setdefault("trained_length_tokens", input_tokens)
         config = cls.from_dict(values, str(path))
-        config.check_data()
+        if data_here:
+            config.check_data()
         return config
 
     def check_data(self) -> None:

@@ -8,20 +8,23 @@ from __future__ import annotations
 import logging
 import os
 import time
+from logging.handlers import RotatingFileHandler
 from typing import TYPE_CHECKING
 
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.ranks import Ranks, export_rendezvous, find_ranks
 from pretrain.resilience.collectives import CollectiveRecorder
+from pretrain.resilience.failures import forget_failure, log_name, recorded_errors
 from pretrain.resilience.stop import STOPPED_EXIT_CODE, StopRequest
 from pretrain.resilience.watchdog import Watchdog
+from pretrain.run_folder import RunFolder, write_json
+from pretrain.telemetry.settings import TelemetrySettings
 
 if TYPE_CHECKING:
     import torch
 
     from pretrain.loop import Trainer
-from pretrain.run_folder import RunFolder, write_json
 
 
 def main(config: RunConfig, *, fresh: bool = False) -> int:
@@ -45,14 +48,15 @@ def main(config: RunConfig, *, fresh: bool = False) -> int:
     config.most_accumulation_steps(ranks.world_size)
     export_rendezvous(ranks, os.environ)
     folder = RunFolder(config.run_path)
-    logger = _prepare(folder, ranks)
+    logger = _prepare(folder, ranks, config.telemetry)
     stop.watch(
         file=folder.stop_request if ranks.rank == 0 else None,
         wall_clock_seconds=config.resilience.stop.wall_clock_seconds,
     )
     logger.info("rank %d of %d starts (%s)", ranks.rank, ranks.world_size, ranks.launcher)
     try:
-        code = _train(config, ranks, folder, stop, fresh=fresh, logger=logger)
+        with recorded_errors(ranks.rank, folder.logs):
+            code = _train(config, ranks, folder, stop, fresh=fresh, logger=logger)
     except BaseException:
         logger.exception("rank %d fails", ranks.rank)
         raise
@@ -134,10 +138,16 @@ def _train_together(
         watchdog.announce = liveness.abort
         trainer = assemble_trainer(config, rank, fresh=fresh)
         try:
-            finished = trainer.run()
-            return _leave(trainer, folder, stop, first=ranks.rank == 0, finished=finished)
+            # Before anything is closed, which may wait for the other ranks.
+            with recorded_errors(ranks.rank, folder.logs):
+                finished = trainer.run()
+            code = _leave(trainer, folder, stop, first=ranks.rank == 0, finished=finished)
         finally:
             trainer.close()
+        # All leave together: launchers end within seconds whoever stays behind the first, and rank
+        # 0 may have trackers to close.
+        distributed.barrier(group=rank.control_group)
+        return code
 
 
 def _leave(
@@ -158,17 +168,25 @@ def _leave(
     return STOPPED_EXIT_CODE
 
 
-def _prepare(folder: RunFolder, ranks: Ranks) -> logging.Logger:
+def _prepare(folder: RunFolder, ranks: Ranks, settings: TelemetrySettings) -> logging.Logger:
     """Make the run's folder and open this rank's log; DeepSpeed's messages go there too."""
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
+        forget_failure(folder.logs, ranks.rank)
         if ranks.rank == 0:
             folder.stop_marker.unlink(missing_ok=True)
-        handler = logging.FileHandler(folder.logs / f"rank-{ranks.rank:05d}.log", encoding="utf-8")
+        handler = RotatingFileHandler(
+            folder.logs / log_name(ranks.rank),
+            maxBytes=max(1, int(settings.log_megabytes * 1e6)),
+            backupCount=settings.log_files - 1,
+            encoding="utf-8",
+        )
     except OSError as error:
         raise RunError(
             f"{folder.path}: cannot be written ({error.strerror}); choose another run_dir"
         ) from None
+    # A worker of the loader, forked from this process, must not put the file aside a second time.
+    os.register_at_fork(after_in_child=lambda: setattr(handler, "maxBytes", 0))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("spade")
     logger.setLevel(logging.INFO)

@@ -56,7 +56,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "pretrain": (
         {"torch", "numpy", "pydantic", "yaml", "rich", "psutil", "safetensors", "matplotlib"}
         | {"xxhash", "tensorboard"},
-        {"deepspeed", "transformers", "wandb", "mlflow"},
+        {"deepspeed", "transformers", "wandb", "mlflow", "mpi4py"},
     ),
     "launch": ({"typer"}, {"rich", "psutil", "yaml", "torch"}),
     "launch.clusters": ({"pydantic"}, {"rich", "psutil", "yaml", "torch", "mpi4py"}),

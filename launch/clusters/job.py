@@ -27,7 +27,7 @@ class Job:
     processes_per_node: int = 1
     """Ranks of each machine."""
     gpus_per_node: int = 0
-    """GPUs of each machine, one a rank; 0 computes on CPUs."""
+    """GPUs of each machine, one a rank; 0 asks for none."""
     max_restarts: int = 3
     """Restarts after failures in a row without a newer checkpoint."""
 
@@ -106,10 +106,21 @@ def freeze_config(config: RunConfig) -> Path:
     Raises:
         OSError: If it cannot be written.
     """
-    from pretrain.run_folder import RunFolder, write_atomically
+    from pretrain.run_folder import write_atomically
 
-    folder = RunFolder(config.run_path).launch
-    folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / "config.yaml").resolve()
+    path = frozen_config_path(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, config.to_yaml())
     return path
+
+
+def frozen_config_path(config: RunConfig) -> Path:
+    """Where `freeze_config` writes: an absolute path."""
+    from pretrain.run_folder import RunFolder
+
+    return (RunFolder(config.run_path).launch / "config.yaml").resolve()
+
+
+def run_of_frozen_config(path: Path) -> Path | None:
+    """The run's folder, seen from the file that `freeze_config` wrote; none for any other file."""
+    return path.parent.parent if path.parts[-2:] == ("launch", "config.yaml") else None

@@ -26,7 +26,7 @@ Processes = Annotated[
     typer.Option(min=1, help="Ranks of each machine (default: one a GPU, or one)."),
 ]
 GpusPerNode = Annotated[
-    int, typer.Option(min=0, help="GPUs of each machine, one a rank; 0 computes on CPUs.")
+    int, typer.Option(min=0, help="GPUs of each machine, one a rank; 0 asks for none.")
 ]
 MaxRestarts = Annotated[
     int,

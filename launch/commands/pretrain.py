@@ -10,6 +10,7 @@ import typer
 
 from launch.console import human_bytes, print_json, say, table
 from launch.failures import EXIT_INTERRUPTED, EXIT_RESUMABLE
+from launch.rank_output import send_output_to_file
 
 
 def register(application: typer.Typer) -> None:
@@ -53,14 +54,31 @@ def pretrain(
         from launch.processes import end_with_parent
 
         end_with_parent()  # torchrun may be killed before it can end us
-    from pretrain.config import RunConfig
-
-    settings = RunConfig.load(config, overrides or [])
-    from pretrain import worker
-
-    code = worker.main(settings, fresh=fresh)
+    code = _train(config, overrides or [], fresh=fresh)
     if code:
         raise typer.Exit(EXIT_RESUMABLE if code == EXIT_INTERRUPTED else code)
+
+
+def _train(config: Path, overrides: list[str], *, fresh: bool) -> int:
+    """Becomes a rank; leaves word for the launcher if it fails."""
+    from pretrain.config import RunConfig
+    from pretrain.ranks import find_ranks
+    from pretrain.resilience.failures import log_folder_of_launcher, recorded_errors
+    from pretrain.run_folder import RunFolder
+
+    rank = find_ranks(os.environ).rank
+    with recorded_errors(rank, log_folder_of_launcher(os.environ)):
+        settings = RunConfig.load(config, overrides)
+        send_output_to_file(
+            rank,
+            RunFolder(settings.run_path).logs,
+            os.environ,
+            most_bytes=int(settings.telemetry.log_megabytes * 1e6),
+            files=settings.telemetry.log_files,
+        )
+        from pretrain import worker
+
+        return worker.main(settings, fresh=fresh)
 
 
 def _show_plan(config: Path, overrides: list[str], as_json: bool) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from pretrain.resilience.failures import record_failure
+
 HUNG_EXIT_CODE = 81
 """Exit code of a rank that made no progress within the watchdog's limit."""
 LOST_EXIT_CODE = 82
@@ -53,8 +55,9 @@ def write_stacks(path: Path, reason: str, last_operations: list[str]) -> None:
 
 def end_process(
     code: int,
+    rank: int,
     reason: str,
-    path: Path,
+    log_folder: Path,
     last_operations: Callable[[], list[str]],
     announce: Callable[[], None] | None = None,
 ) -> NoReturn:
@@ -62,19 +65,23 @@ def end_process(
 
     Args:
         code: Exit code.
-        reason: One line for the user.
-        path: File for the stacks.
+        rank: Of this process.
+        reason: One line for the user, without the rank.
+        log_folder: Folder for the stacks and for the word that launchers look for.
         last_operations: Lines on the last collective operations, which go there too.
         announce: Tells the other ranks; may block or fail.
     """
+    line = f"rank {rank}: {reason}; ends with exit code {code}"
+    path = stacks_path(log_folder, rank)
 
     def tell() -> None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"error: {reason}; stacks: {path}", file=sys.stderr, flush=True)
+            print(f"error: {line}; stacks: {path}", file=sys.stderr, flush=True)
 
     def write() -> None:
+        record_failure(log_folder, rank, reason, code)
         with contextlib.suppress(Exception):
-            write_stacks(path, reason, last_operations())
+            write_stacks(path, line, last_operations())
 
     def announce_quietly() -> None:
         if announce is not None:

@@ -35,7 +35,7 @@ import torch.distributed as dist
 
 from pretrain.resilience.awake_time import AwakeClock
 from pretrain.resilience.collectives import CollectiveRecorder
-from pretrain.resilience.ending import LOST_EXIT_CODE, end_process, stacks_path
+from pretrain.resilience.ending import LOST_EXIT_CODE, end_process
 from pretrain.resilience.line_connection import LineConnection, listen
 from pretrain.resilience.settings import LivenessSettings
 
@@ -79,7 +79,7 @@ class Liveness:
         """
         self._settings = settings
         self._rank = rank
-        self._path = stacks_path(log_folder, rank)
+        self._log_folder = log_folder
         self._recorder = recorder
         self._closed = threading.Event()
         self._all_gone = threading.Event()
@@ -240,8 +240,7 @@ class Liveness:
             return
         if self._rank == 0:
             self._tell(f"{_DEAD} {reason}")
-        line = f"rank {self._rank}: {reason}; ends with exit code {LOST_EXIT_CODE}"
-        end_process(LOST_EXIT_CODE, line, self._path, self._recorder.lines)
+        end_process(LOST_EXIT_CODE, self._rank, reason, self._log_folder, self._recorder.lines)
 
 
 def _names(ranks: list[int]) -> str:

@@ -114,15 +114,14 @@ class Watchdog:
             self._path.unlink()
 
     def _end(self, silent_seconds: float) -> None:
-        reason = (
-            f"rank {self._rank}: no progress for {silent_seconds:.0f} s, in: {self._activity}; "
-            f"ends with exit code {HUNG_EXIT_CODE}"
-        )
+        reason = f"no progress for {silent_seconds:.0f} s, in: {self._activity}"
         announce = self.announce
+        told = f"rank {self._rank}: {reason}; ends with exit code {HUNG_EXIT_CODE}"
         end_process(
             HUNG_EXIT_CODE,
+            self._rank,
             reason,
-            self._path,
+            self._path.parent,
             self._recorder.lines,
-            None if announce is None else lambda: announce(reason),
+            None if announce is None else lambda: announce(told),
         )

@@ -50,6 +50,12 @@ class TelemetrySettings(Section):
     """Held-out samples whose gaps the model fills in at each evaluation, as text; 0 for none."""
     profile: ProfileSettings | None = None
     """Steps under the profiler; none unless this is given."""
+    log_megabytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    """Size at which the log of a rank, `logs/rank-NNNNN.log`, is put aside as `.log.1`, what was
+    `.log.1` as `.log.2`, and so on; likewise, when a rank starts, what ranks print
+    (`logs/rank-NNNNN.out`)."""
+    log_files: Annotated[int, Field(ge=2)] = 4
+    """Files of each rank's log that are kept; the oldest is removed."""
 
     @model_validator(mode="after")
     def _trackers_make_sense(self) -> TelemetrySettings:

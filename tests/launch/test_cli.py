@@ -36,6 +36,7 @@ COMMANDS = [
     ["plan"],
     ["pretrain"],
     ["launch", "local"],
+    ["jobs"],
     ["checkpoint", "list"],
     ["checkpoint", "verify"],
     ["checkpoint", "prune"],
@@ -171,6 +172,7 @@ def test_a_misspelt_key_names_the_right_one(tmp_path: Path) -> None:
     [
         ["data", "verify", "MISSING"],
         ["data", "inspect", "MISSING"],
+        ["jobs", "MISSING"],
         ["checkpoint", "list", "MISSING"],
         ["checkpoint", "verify", "MISSING"],
         ["checkpoint", "prune", "MISSING"],
