@@ -7,16 +7,22 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # One line for each world: ranks that meet are one world, whose first rank speaks for it.
-_PROBE = """
+PROBE = """
+import os
+import mpi4py
+mpi4py.rc.initialize = False
 from mpi4py import MPI
-world = MPI.COMM_WORLD
-names = world.gather(MPI.Get_library_version())
-if names:
-    print(f"world of {world.Get_size()}: {' '.join(names[0].splitlines()[0].split())}")
+library = " ".join(MPI.Get_library_version().splitlines()[0].split())
+os.write(1, f"library: {library}\\n".encode())
+MPI.Init()
+if MPI.COMM_WORLD.Get_rank() == 0:
+    os.write(1, f"world of {MPI.COMM_WORLD.Get_size()}\\n".encode())
+MPI.Finalize()
 """
 _PROBE_SECONDS = 60
 
@@ -63,11 +69,25 @@ def examine_mpi(processes: int = 2) -> Mpi:
     mpiexec = find_mpiexec()
     if mpiexec is None:
         return Mpi(None, "", 'no mpiexec found: pip install ".[mpi]" brings one')
-    command = [str(mpiexec), "-n", str(processes), sys.executable, "-c", _PROBE]
+    command = [str(mpiexec), "-n", str(processes), sys.executable, "-c", PROBE]
+    return examine_start(mpiexec, command, mpi_environment(), processes)
+
+
+def examine_start(
+    mpiexec: Path, command: Sequence[str], environment: Mapping[str, str], processes: int
+) -> Mpi:
+    """Starts ranks of ``PROBE`` and looks whether they are one world.
+
+    Args:
+        mpiexec: The program that starts them.
+        command: It and all its arguments.
+        environment: Its whole environment.
+        processes: Number of ranks.
+    """
     try:
         probe = subprocess.run(
             command,
-            env=mpi_environment(),
+            env=dict(environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -84,13 +104,15 @@ def examine_mpi(processes: int = 2) -> Mpi:
 
 def _judge(mpiexec: Path, processes: int, exit_code: int, output: str, errors: str) -> Mpi:
     """Reads what the ranks of the probe printed."""
-    worlds = re.findall(r"world of (\d+): (.*)", output)
-    library = worlds[0][1] if worlds else ""
+    worlds = re.findall(r"^world of (\d+)$", output, re.MULTILINE)
+    libraries = re.findall(r"^library: (.*)$", output, re.MULTILINE)
+    library = libraries[0] if libraries else ""
     if exit_code != 0 or not worlds:
-        said = [line.strip() for line in errors.splitlines() if line.strip()]
+        # Open MPI draws lines around what it says.
+        said = [line.strip() for line in errors.splitlines() if line.strip(" -=")]
         reason = said[-1] if said else f"exit code {exit_code}"
         return Mpi(mpiexec, library, f"{mpiexec} -n {processes} fails: {reason}")
-    if [size for size, _ in worlds] != [str(processes)]:
+    if worlds != [str(processes)]:
         return Mpi(
             mpiexec,
             library,

@@ -94,7 +94,7 @@ def build(
     rules = TextRules(
         normalization=normalization, min_bytes=min_bytes, max_bytes=max_bytes, require=require
     )
-    first = find_ranks(os.environ).rank == 0
+    first = find_ranks(os.environ, ask_mpi=False).rank == 0
     with ProgressDisplay(silent=not first or as_json) as progress:
         summary = build_dataset(
             inputs,

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-
 import typer
 
-from launch.commands.launch_options import (
-    Config,
-    DryRun,
-    GpusPerNode,
-    MaxRestarts,
-    Overrides,
-    Processes,
-)
-from launch.console import say
+from launch.commands.launch_kubernetes import kubernetes
+from launch.commands.launch_local import local
+from launch.commands.launch_mpi import mpi
+from launch.commands.launch_slurm import slurm
+from launch.commands.launch_ssh import ssh
 
 
 def register(application: typer.Typer) -> None:
@@ -29,42 +22,22 @@ def register(application: typer.Typer) -> None:
         "local",
         epilog="Example: spade launch local configs/quickstart.yaml name=trial --processes 2",
     )(local)
-    # With one command a group would be that command.
-    group.callback()(lambda: None)
+    group.command(
+        "kubernetes",
+        epilog="Example: spade launch kubernetes configs/base.yaml run_dir=/runs "
+        "--cluster configs/clusters/kubernetes.yaml --nodes 4 --gpus-per-node 8 --dry-run",
+    )(kubernetes)
+    group.command(
+        "ssh",
+        epilog="Example: spade launch ssh configs/quickstart.yaml --hostfile hosts.txt",
+    )(ssh)
+    group.command(
+        "slurm",
+        epilog="Example: spade launch slurm configs/quickstart.yaml "
+        "--cluster configs/clusters/slurm.yaml --nodes 2 --min-nodes 1",
+    )(slurm)
+    group.command(
+        "mpi",
+        epilog="Example: spade launch mpi configs/quickstart.yaml --hostfile hosts.txt",
+    )(mpi)
     application.add_typer(group, name="launch")
-
-
-def local(
-    config: Config,
-    overrides: Overrides = None,
-    processes: Processes = None,
-    gpus_per_node: GpusPerNode = 0,
-    max_restarts: MaxRestarts = 3,
-    dry_run: DryRun = False,
-) -> None:
-    """Run a training as several processes of this machine; Ctrl-C saves and ends all of them.
-
-    Ranks that are killed, hang or lose one another are started again from the newest checkpoint;
-    each newer checkpoint gives all restarts back. Exit codes are those of `spade pretrain`.
-    """
-    from launch.clusters.job import Job
-    from launch.local import local_command, run_local
-
-    job = Job.of(
-        config,
-        overrides,
-        processes=processes,
-        gpus_per_node=gpus_per_node,
-        max_restarts=max_restarts,
-    )
-    arguments = [str(config), *job.overrides]
-    if dry_run:
-        job.load().most_accumulation_steps(job.processes_per_node)
-        worker = ["-m", "launch.cli", "pretrain", *arguments]
-        say(shlex.join([sys.executable, *local_command(worker, job.processes_per_node)]))
-        return
-    result = run_local(arguments, processes=job.processes_per_node, max_restarts=job.max_restarts)
-    if result.restarts:
-        say(f"restarted {result.restarts} times")
-    if result.exit_code:
-        raise typer.Exit(result.exit_code if result.exit_code > 0 else 128 - result.exit_code)

@@ -73,8 +73,8 @@ def fake_mpiexec(folder: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "problem"),
     [
-        ("echo 'world of 2: MPICH 5'", ""),
-        ("echo 'world of 1: MPICH 5'; echo 'world of 1: MPICH 5'", "another MPI"),
+        ("echo 'library: MPICH 5'; echo 'world of 2'", ""),
+        ("echo 'library: MPICH 5'; echo 'world of 1'; echo 'world of 1'", "another MPI"),
         ("echo 'no such host' >&2; exit 3", "no such host"),
         ("true", "fails"),
     ],
