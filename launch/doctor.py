@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.build_tools import has_asynchronous_io, missing_build_tools
 from launch.console import human_bytes
 from launch.local import has_nvidia_gpu, number_of_cores
 from launch.mpi import examine_mpi
@@ -66,6 +67,7 @@ def examine() -> list[Finding]:
         _transformers,
         _packages,
         _mpi,
+        _build_tools,
         _cores_and_memory,
         _disk,
         _shared_memory,
@@ -193,6 +195,22 @@ def _mpi() -> list[Finding]:
     # Nothing depends on it: shards are then written by one process.
     found, _, remedy = mpi.problem.partition(": ")
     return [Finding("MPI", "warn", found, remedy or "shards are written by one process meanwhile")]
+
+
+def _build_tools() -> list[Finding]:
+    """What is compiled once, when a run first needs it."""
+    missing = missing_build_tools()
+    if missing:
+        remedy = (
+            "ranks on CPUs and offload compile parts at their first start: "
+            "apt install g++ python3-dev; pip install ninja"
+        )
+        return [Finding("compiler", "warn", f"missing: {', '.join(missing)}", remedy)]
+    rows = [Finding("compiler", "ok", "C++, ninja and Python's headers")]
+    if has_asynchronous_io():
+        return [*rows, Finding("NVMe offload", "ok", "libaio")]
+    remedy = "only offload to NVMe needs it: apt install libaio-dev"
+    return [*rows, Finding("NVMe offload", "warn", "no libaio to build with", remedy)]
 
 
 def memory_bytes() -> int:

@@ -1,0 +1,1 @@
+"""Whether the machines of a cluster can run one training together, and what to mend."""
