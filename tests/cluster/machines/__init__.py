@@ -1,0 +1,1 @@
+"""Several hosts and a Slurm over them, on one machine: what the tests of launchers run on."""
