@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import platform
 import shutil
@@ -13,11 +12,11 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from launch.clusters.doctor.gpus import Gpu, survey_gpus
+from launch.clusters.versions import code_fingerprint, installed_version
 from launch.doctor import memory_bytes
 from launch.local import number_of_cores
 
@@ -25,7 +24,6 @@ PACKAGES = (
     *("torch", "deepspeed", "numpy", "pydantic", "sentencepiece", "webdataset", "safetensors"),
     *("xxhash", "psutil", "pyarrow", "tensorboard"),
 )
-_OUR_PACKAGES = ("launch", "pretrain", "data_pipeline", "spade_model")
 _SHARED_MEMORY = Path("/dev/shm")
 _FOLDER_SECONDS = 10.0
 
@@ -107,26 +105,6 @@ def gather(folder: Path) -> NodeFacts:
         gpus=survey.gpus,
         gpu_problem=survey.problem,
     )
-
-
-def installed_version(name: str) -> str:
-    """The version of a package, "" where it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
-
-
-def code_fingerprint() -> str:
-    """Our version and a hash of all our source files, e.g. ``0.1.0+1a2b3c4d5e``."""
-    root = Path(__file__).resolve().parents[3]
-    digest = hashlib.sha256()
-    for package in _OUR_PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root)} {len(content)}\n".encode())
-            digest.update(content)
-    return f"{installed_version('spade-pretrain') or 'unknown'}+{digest.hexdigest()[:10]}"
 
 
 def examine_folder(folder: Path, limit_seconds: float = _FOLDER_SECONDS) -> FolderFacts:

@@ -6,7 +6,6 @@ whatever else a login or a module prints is no part of it. Nothing heavy is load
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -16,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launch.clusters.versions import code_fingerprint, installed_version
+
 MARK = "spade-host "
-_PACKAGES = ("launch", "pretrain", "data_pipeline", "spade_model")
 _LIBRARIES = ("torch", "deepspeed", "numpy")
 
 
@@ -55,26 +55,9 @@ class Answer:
 
 def own_versions() -> dict[str, str]:
     """What must be the same on all hosts."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "none"
-    return versions | {"spade": _source_version()}
-
-
-def _source_version() -> str:
-    """Names this package by what its files say, which no version number of a checkout does."""
-    root = Path(__file__).resolve().parents[3]
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(root)}\0".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    libraries = {name: installed_version(name) or "none" for name in _LIBRARIES}
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, **libraries, "spade": code_fingerprint()}
 
 
 def processes_of_run(config: str) -> list[int]:
