@@ -11,6 +11,9 @@ from pathlib import Path
 
 from launch.clusters.settings import NodeSettings
 
+SAFE_PATH_LINE = "export PYTHONSAFEPATH=1"
+"""A folder named launch, where the run's paths begin, is not our package (Python 3.11+). Not by
+``env``, to which a program with ``=`` in its path would be one more variable."""
 _MODULES = 'source "${MODULESHOME:-/usr/share/modules}/init/bash"'
 
 
@@ -36,5 +39,5 @@ def export_lines(variables: Mapping[str, str]) -> list[str]:
 
 def bash_command(nodes: NodeSettings, working_folder: Path, program: Sequence[str]) -> list[str]:
     """Arguments that make a machine ready and then become ``program``, in the same process."""
-    lines = ["set -eu", *setup_lines(nodes, working_folder), f"exec {shlex.join(program)}"]
-    return ["bash", "-c", "\n".join(lines)]
+    lines = ["set -eu", *setup_lines(nodes, working_folder), SAFE_PATH_LINE]
+    return ["bash", "-c", "\n".join([*lines, f"exec {shlex.join(program)}"])]

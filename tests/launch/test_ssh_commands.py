@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import spade
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launch.clusters.settings import NodeSettings
@@ -46,6 +46,7 @@ NAMES = (
 
 @given(folder=NAMES, run=NAMES, value=NAMES)
 @settings(max_examples=25)
+@example(folder="=", run="a b", value="a b")
 def test_what_a_host_runs_is_what_was_meant(
     tmp_path_factory: pytest.TempPathFactory, folder: str, run: str, value: str
 ) -> None:

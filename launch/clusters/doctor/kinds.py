@@ -72,8 +72,7 @@ def machines_of(
 def _agent(nodes: NodeSettings, *words: str) -> list[str]:
     """What runs on a machine."""
     python = str(nodes.python or sys.executable)
-    # A folder named launch beside the runs must not be taken for ours (Python 3.11+).
-    program = ["env", "PYTHONSAFEPATH=1", python, "-m", "launch.clusters.doctor.agent", *words]
+    program = [python, "-m", "launch.clusters.doctor.agent", *words]
     return bash_command(nodes, Path.cwd(), program)
 
 

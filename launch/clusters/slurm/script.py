@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.clusters.job import Job
-from launch.clusters.shell import setup_lines
+from launch.clusters.shell import SAFE_PATH_LINE, setup_lines
 from launch.clusters.slurm.settings import SlurmCluster, image_folder_problem
 from launch.clusters.slurm.steps import StepSettings
 from launch.failures import CommandError
@@ -85,7 +85,7 @@ def script_text(job: SlurmJob) -> str:
             "",
             "set -e",
             *setup,
-            "export PYTHONSAFEPATH=1  # a folder named launch here is not our package",
+            SAFE_PATH_LINE,
             "",
             "# Becomes the program, so that Slurm's signals reach it and not a waiting shell.",
             f"exec {shlex.join(batch_program(job))}",

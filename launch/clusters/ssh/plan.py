@@ -15,9 +15,6 @@ from launch.clusters.ssh.hostfile import Host
 from launch.clusters.ssh.probe import Questions
 from launch.clusters.ssh.settings import SshCluster
 
-# A folder named launch, where the run's paths begin, must not be taken for ours (Python 3.11+).
-_ENVIRONMENT = ("env", "PYTHONSAFEPATH=1")
-
 
 @dataclass(frozen=True)
 class SshPlan:
@@ -66,7 +63,7 @@ class SshPlan:
 
     def _on(self, host: Host, program: Sequence[str]) -> list[str]:
         python = self.cluster.nodes.python or Path(sys.executable)
-        remote = [*_ENVIRONMENT, str(python), *program]
+        remote = [str(python), *program]
         return ssh_command(
             self.cluster, host, bash_command(self.cluster.nodes, self.working_folder, remote)
         )
