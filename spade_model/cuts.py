@@ -59,7 +59,9 @@ def attention_reach(config: SpadeConfig, length_tokens: int, *, causal: bool) ->
     """Return how far the queries of a sequence see under a configuration."""
     side, chunk = length_tokens - 1, None
     if config.attention != "full":
-        side = min(config.local_radius_tokens, side)
+        # A length that is only a symbol yet, as in `torch.export`, is compared with nothing.
+        known = isinstance(length_tokens, int)
+        side = min(config.local_radius_tokens, side) if known else config.local_radius_tokens
     if config.attention == "chunk":
         chunk = config.local_radius_tokens + 1
     return Reach(length_tokens, side, 0 if causal else side, chunk)

@@ -12,6 +12,7 @@ from spade_model.attention.positions import alibi_bias, rotary_angles
 from spade_model.config import SpadeConfig
 from spade_model.layers import DecoderLayer
 from spade_model.norms import make_norm
+from spade_model.recording import StackRecord
 
 
 class Decoder(nn.Module):
@@ -41,6 +42,7 @@ class Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: DecodingCache | None = None,
+        record: StackRecord | None = None,
     ) -> Tensor:
         """Decode.
 
@@ -51,6 +53,7 @@ class Decoder(nn.Module):
             decoder_attention_mask: Of the decoder's tokens, the cached ones included, bool
                 [B, past + T], or None. Positions count valid tokens only.
             cache: Keys and values of the tokens before, extended in place, or None.
+            record: What is wanted beside the output, filled in place, or None.
 
         Returns:
             [B, T, d_model].
@@ -80,13 +83,18 @@ class Decoder(nn.Module):
         if self.positions is not None:
             embeddings = embeddings + self.positions(positions)
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
+        record = StackRecord() if record is None else record
         for index, layer in enumerate(self.layers):
+            record.add_hidden(hidden)
             inputs = (hidden, self_mask, angles, encoder_hidden_states, cross_mask, cache)
-            if self.training and cache is None:
+            if record.has_weights:
+                hidden = layer(*inputs, record)
+            elif self.training and cache is None:
                 hidden = self.activation_checkpointing.run(layer, index, *inputs)
             else:
                 hidden = layer(*inputs)
         output: Tensor = self.final_norm(hidden)
+        record.add_hidden(output)
         return output
 
     def _check_length(self, num_tokens: int) -> None:

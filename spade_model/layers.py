@@ -19,6 +19,7 @@ from spade_model.config import SpadeConfig
 from spade_model.decoding import LayerMemory
 from spade_model.feed_forward import FeedForward
 from spade_model.norms import make_norm
+from spade_model.recording import StackRecord
 from spade_model.state_space.registry import make_sequence_mixer
 from spade_model.state_space.segments import SegmentLayout
 
@@ -165,10 +166,11 @@ class CausalMixing(ResidualSublayer):
         mask: Tensor | None,
         angles: Tensor | None,
         cache: DecodingCache | None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """[B, T, d_model] to the same."""
+        """[B, T, d_model] to the same; `weights` as of `CausalSelfAttention`."""
         kept = None if cache is None else cache.self_attention
-        return self.add(hidden, lambda normed: self.attention(normed, mask, angles, kept))
+        return self.add(hidden, lambda normed: self.attention(normed, mask, angles, kept, weights))
 
 
 class CrossMixing(ResidualSublayer):
@@ -184,11 +186,13 @@ class CrossMixing(ResidualSublayer):
         encoder_hidden_states: Tensor,
         mask: Tensor | None,
         cache: DecodingCache | None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """[B, T, d_model] to the same."""
+        """[B, T, d_model] to the same; `weights` as of `CrossAttention`."""
         kept = None if cache is None else cache.cross_attention
         return self.add(
-            hidden, lambda normed: self.attention(normed, encoder_hidden_states, mask, kept)
+            hidden,
+            lambda normed: self.attention(normed, encoder_hidden_states, mask, kept, weights),
         )
 
 
@@ -210,9 +214,12 @@ class DecoderLayer(nn.Module):
         encoder_hidden_states: Tensor,
         cross_mask: Tensor | None,
         cache: DecodingCache | None,
+        record: StackRecord | None = None,
     ) -> Tensor:
-        """[B, T, d_model] to the same."""
-        hidden = self.mixing(hidden, self_mask, angles, cache)
-        hidden = self.cross_mixing(hidden, encoder_hidden_states, cross_mask, cache)
+        """[B, T, d_model] to the same; `record` is given the attention weights it asks for."""
+        record = StackRecord() if record is None else record
+        own, across = record.attention_weights, record.cross_attention_weights
+        hidden = self.mixing(hidden, self_mask, angles, cache, own)
+        hidden = self.cross_mixing(hidden, encoder_hidden_states, cross_mask, cache, across)
         output: Tensor = self.position_wise(hidden)
         return output

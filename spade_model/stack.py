@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.decoding import continued_attention
 from spade_model.attention.long import attention_context
+from spade_model.attention.observed import observed_context
 from spade_model.config import AttentionBackend, SpadeConfig
 from spade_model.decoding import CausalCache
 from spade_model.layers import LongLayer, TokenContext
 from spade_model.norms import make_norm
+from spade_model.recording import StackRecord
 from spade_model.state_space.segments import SegmentLayout
 
 
@@ -39,6 +43,7 @@ class LongStack(nn.Module):
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         cache: CausalCache | None = None,
+        record: StackRecord | None = None,
     ) -> Tensor:
         """Mix tokens.
 
@@ -51,6 +56,8 @@ class LongStack(nn.Module):
                 ids.
             cache: Of a causal stack: the tokens before these, extended in place. All arguments are
                 about the new tokens alone.
+            record: What is wanted beside the output, filled in place, or None. Attention weights
+                are those of the ``reference`` backend, and nothing is computed again for them.
 
         Returns:
             [B, L, d_model]; rows of padded positions have no meaning, and no influence.
@@ -58,26 +65,37 @@ class LongStack(nn.Module):
         Raises:
             ValueError: Segment ids and a cache are given.
         """
+        record = StackRecord() if record is None else record
+        backend = "reference" if record.has_weights else self.attention_backend
         if cache is None:
-            whole = self._context(embeddings, attention_mask, segment_ids)
+            whole = self._context(embeddings, attention_mask, segment_ids, backend)
             contexts = [whole] * len(self.layers)
         elif segment_ids is None:
-            contexts = self._continuation(embeddings, attention_mask, cache)
+            contexts = self._continuation(embeddings, attention_mask, cache, backend)
         else:
             raise ValueError("segment_ids cannot be used with a cache; decode one document a row")
+        if record.attention_weights is not None:
+            num_tokens = embeddings.shape[1] if cache is None else cache.num_tokens
+            contexts = [_observed(x, num_tokens, record.attention_weights) for x in contexts]
         shared_bias = self._shared_bias(contexts[0])
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
         for index, (layer, context) in enumerate(zip(self.layers, contexts, strict=True)):
-            if self.training and cache is None:
+            record.add_hidden(hidden)
+            if self.training and cache is None and not record.has_weights:
                 run = self.activation_checkpointing.run
                 hidden = run(layer, index, hidden, context, shared_bias)
             else:
                 hidden = layer(hidden, context, shared_bias)
         output: Tensor = self.final_norm(hidden)
+        record.add_hidden(output)
         return output
 
     def _context(
-        self, embeddings: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        backend: AttentionBackend,
     ) -> TokenContext:
         valid = None if attention_mask is None else attention_mask.bool()
         segments = None
@@ -90,12 +108,16 @@ class LongStack(nn.Module):
             valid=valid,
             segment_ids=segment_ids,
             device=embeddings.device,
-            backend=self.attention_backend,
+            backend=backend,
         )
         return TokenContext(valid, segments, attention)
 
     def _continuation(
-        self, embeddings: Tensor, attention_mask: Tensor | None, cache: CausalCache
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None,
+        cache: CausalCache,
+        backend: AttentionBackend,
     ) -> list[TokenContext]:
         """Append tokens to the cache and return the context of each layer."""
         valid = None if attention_mask is None else attention_mask.bool()
@@ -106,7 +128,7 @@ class LongStack(nn.Module):
             embeddings.shape[1],
             valid=valid,
             device=embeddings.device,
-            backend=self.attention_backend,
+            backend=backend,
         )
         return [
             TokenContext(valid, None, attention, memory)
@@ -120,3 +142,8 @@ class LongStack(nn.Module):
         first = self.layers[0]
         assert isinstance(first, LongLayer), "the stack holds nothing else"
         return first.mixing.local_attention.bias_by_distance(context.attention.buckets)
+
+
+def _observed(context: TokenContext, num_tokens: int, weights: list[Tensor]) -> TokenContext:
+    attention = observed_context(context.attention, num_tokens, weights)
+    return dataclasses.replace(context, attention=attention)

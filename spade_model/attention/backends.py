@@ -12,6 +12,7 @@ from spade_model.attention.flex import FlexAttention
 from spade_model.attention.geometry import Geometry
 from spade_model.attention.reference import ReferenceAttention
 from spade_model.attention.tiled import TiledAttention
+from spade_model.attention.traced import TracedAttention
 from spade_model.config import AttentionBackend
 
 
@@ -55,9 +56,9 @@ def make_plan(backend: AttentionBackend, geometry: Geometry, device: torch.devic
         ValueError: ``tiled`` is asked for on an accelerator.
     """
     if backend == "auto":
-        everything = geometry.chunk_tokens is None and (
-            geometry.left_tokens == geometry.length_tokens - 1
-        )
+        everything = geometry.sees_everything
+        if isinstance(geometry.length_tokens, torch.SymInt) and not everything:
+            return TracedAttention.prepare(geometry, device)
         backend = "tiled" if device.type == "cpu" else "blocked"
         backend = "reference" if everything else backend
     if backend == "reference":

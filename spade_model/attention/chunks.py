@@ -41,8 +41,9 @@ class AlignedChunks:
         self, query_key_value: Tensor, scale: float, bias: Tensor | None, dropout: float
     ) -> Tensor:
         """See `AttentionPlan.attend`."""
-        rows = torch.arange(len(self.places), device=self.places.device)[:, None]
-        shape = (len(self.places), self.length_tokens, *query_key_value.shape[2:])
+        num_rows = self.places.shape[0]  # Not its `len`, which may be no symbol.
+        rows = torch.arange(num_rows, device=self.places.device)[:, None]
+        shape = (num_rows, self.length_tokens, *query_key_value.shape[2:])
         moved = query_key_value.new_zeros(shape).index_put((rows, self.places), query_key_value)
         return self.plan.attend(moved, scale, bias, dropout)[rows, self.places]
 

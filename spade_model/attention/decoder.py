@@ -68,6 +68,52 @@ def _split_heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     return tuple(part.transpose(1, 2) for part in heads.unbind(2))
 
 
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    dropout: float,
+    scale: float,
+    weights: list[Tensor] | None,
+) -> Tensor:
+    """Attend, by a fused kernel unless the weights are wanted.
+
+    Args:
+        query: [B, H, T, D].
+        key: [B, H, K, D].
+        value: [B, H, K, D].
+        mask: Bool or added to the scores, broadcast to [B, H, T, K], or None.
+        causal: Whether the T queries see the first keys up to their own place; without a mask.
+        dropout: Probability of dropping a weight.
+        scale: Multiplies the products of queries and keys.
+        weights: Receives the weights [B, H, T, K] before dropout, or None.
+
+    Returns:
+        [B, H, T, D].
+    """
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
+    if weights is None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale
+        )
+    scores = (query * scale) @ key.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if causal:
+        mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask
+    # A row that sees nothing attends to nothing, as in the fused kernels.
+    shares = torch.softmax(scores, dim=-1).nan_to_num().to(value.dtype)
+    weights.append(shares)
+    return functional.dropout(shares, dropout, training=dropout > 0.0) @ value
+
+
 class CausalSelfAttention(nn.Module):
     """Decoder self-attention; scores are scaled."""
 
@@ -86,6 +132,7 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None,
         angles: Tensor | None,
         cache: KeyValueCache | None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Attend to the past.
 
@@ -94,6 +141,7 @@ class CausalSelfAttention(nn.Module):
             mask: From `causal_mask` or `add_bias`.
             angles: Of rotary positions, [B or 1, T, D / 2], or None.
             cache: Keys and values of the tokens before, extended in place, or None.
+            weights: Receives the weights [B, H, T, past + T], or None.
 
         Returns:
             [B, T, d_model].
@@ -103,14 +151,15 @@ class CausalSelfAttention(nn.Module):
             query, key = (rotate(x.transpose(1, 2), angles).transpose(1, 2) for x in (query, key))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
-        attended = functional.scaled_dot_product_attention(
+        attended = attend(
             query,
             key,
             value,
-            attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype),
-            is_causal=mask is None and query.shape[2] > 1,
-            dropout_p=self.dropout if self.training else 0.0,
+            mask,
+            causal=mask is None and query.shape[2] > 1,
+            dropout=self.dropout if self.training else 0.0,
             scale=self.scale,
+            weights=weights,
         )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
@@ -135,6 +184,7 @@ class CrossAttention(nn.Module):
         encoder_hidden_states: Tensor,
         mask: Tensor | None,
         cache: KeyValueCache | None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Attend to the encoder.
 
@@ -143,6 +193,7 @@ class CrossAttention(nn.Module):
             encoder_hidden_states: [B, L, d_model].
             mask: Bool [B, 1, 1, L], False where padded, or None.
             cache: Filled at the first call and then used instead of the encoder's output.
+            weights: Receives the weights [B, H, T, L], or None.
 
         Returns:
             [B, T, d_model].
@@ -155,13 +206,15 @@ class CrossAttention(nn.Module):
             key, value = _split_heads(self.key_value(encoder_hidden_states), 2, self.num_heads)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_index)
-        attended = functional.scaled_dot_product_attention(
+        attended = attend(
             query,
             key,
             value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            mask,
+            causal=False,
+            dropout=self.dropout if self.training else 0.0,
             scale=self.scale,
+            weights=weights,
         )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output

@@ -6,6 +6,7 @@ for windows and chunks, growing for full attention. Padding counts as tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +135,8 @@ class StepAttention:
     """K, the places that hold a token."""
     forbidden: Tensor | None
     """Bool [B or 1, 1, 1, K]: padded, or of another chunk; or None."""
+    record: Callable[[Tensor], None] | None = None
+    """Is given the weights [B, H, 1, K]."""
 
     def attend(
         self, query_key_value: Tensor, scale: float, bias: Tensor | None, dropout: float
@@ -148,6 +151,8 @@ class StepAttention:
         if self.forbidden is not None:
             scores = scores.masked_fill(self.forbidden, MASKED_SCORE)
         weights = torch.softmax(scores, dim=-1).to(value.dtype)
+        if self.record is not None:
+            self.record(weights)
         weights = functional.dropout(weights, dropout, training=dropout > 0.0)
         return (weights @ value).transpose(1, 2).to(query_key_value.dtype)
 

@@ -34,6 +34,15 @@ class Geometry(Reach):
     """Whether there are segment ids, so that queries differ in what they may see."""
 
     @property
+    def sees_everything(self) -> bool:
+        """Whether no token is out of reach; unknown, hence false, while the length is a symbol."""
+        if self.chunk_tokens is not None:
+            return False
+        if isinstance(self.length_tokens, torch.SymInt):
+            return isinstance(self.left_tokens, torch.SymInt)
+        return self.left_tokens == self.length_tokens - 1
+
+    @property
     def num_distances(self) -> int:
         """R = left + right + 1."""
         return self.left_tokens + self.right_tokens + 1

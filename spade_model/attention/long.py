@@ -124,9 +124,10 @@ class LongSelfAttention(nn.Module):
             buckets: int64 [R].
         """
         assert self.relative_attention_bias is not None, "this layer's biases are another's"
-        table = self.relative_attention_bias.weight
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
-        return nn.functional.embedding(buckets, table).T
+        # The module is called, and not its weight read: whoever keeps weights elsewhere brings them
+        # here when a module is called.
+        bias: Tensor = self.relative_attention_bias(buckets)
+        return bias.to(torch.promote_types(bias.dtype, torch.float32)).T
 
     def project(self, hidden: Tensor, angles: Tensor | None) -> Tensor:
         """Return queries, keys and values [B, T, 3, H, D], queries and keys turned by angles."""

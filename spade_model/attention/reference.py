@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class ReferenceAttention:
     """Bool [B or 1, 1, L, L]."""
     distance_index: Tensor
     """Row of the bias by distance for each pair, int64 [L, L]; anything where out of reach."""
+    record: Callable[[Tensor], None] | None = None
+    """Is given the weights [B, H, L, L] of each layer, before dropout."""
 
     @classmethod
     def prepare(cls, geometry: Geometry, device: torch.device) -> ReferenceAttention:
@@ -39,5 +42,8 @@ class ReferenceAttention:
         if bias is not None:
             scores = scores + bias[:, self.distance_index]
         weights = torch.softmax(scores.masked_fill(~self.allowed, MASKED_SCORE), dim=-1)
-        weights = functional.dropout(weights.to(value.dtype), dropout, training=dropout > 0.0)
+        weights = weights.to(value.dtype)
+        if self.record is not None:
+            self.record(weights)
+        weights = functional.dropout(weights, dropout, training=dropout > 0.0)
         return (weights @ value).transpose(1, 2)

@@ -10,10 +10,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from spade_model.causal_lm import SpadeCausalModel, next_token_loss, predicted_labels
+from spade_model.huggingface.base import (
+    SpadeBase,
+    asked_record,
+    build_network,
+    embed,
+    recorded,
+)
 from spade_model.huggingface.configuration import SpadePretrainedConfig
 from spade_model.huggingface.generation_cache import SpadeCache
-from spade_model.huggingface.modeling import SpadeBase, build_network, embed
-from spade_model.seq2seq import IGNORED_LABEL
+from spade_model.seq2seq import IGNORED_LABEL, cross_entropy
 
 
 class SpadeForCausalLM(SpadeBase, GenerationMixin):
@@ -42,7 +48,6 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
             )
         self.model = network
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.lm_head.weight = self.model.shared.weight
         self._finish()
 
     @can_return_tuple
@@ -55,7 +60,10 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         segment_ids: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutputWithPast:
         """Compute the logits of the token after each one, and the loss if there are labels.
@@ -70,7 +78,14 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
             use_cache: Whether to return a cache; by default what the configuration says, and not
                 while there are labels.
             segment_ids: int64 [B, T]: documents of packed rows, which do not meet; without a cache.
-            logits_to_keep: How many of the last logits to compute; 0 means all.
+            logits_to_keep: How many of the last logits to compute, 0 means all; or their places,
+                int64 [P].
+            output_hidden_states: Whether to return what is between the layers as well; by default
+                what the configuration says.
+            output_attentions: Whether to return attention weights [B, H, T, past + T] as well, 0
+                outside the window; by default what the configuration says.
+            shift_labels: int64 [B, T], what each token is to predict, -100 where ignored: replaces
+                `labels` where rows are cut over several devices.
             num_items_in_batch: Number of labels by which to divide the summed loss, for gradient
                 accumulation; by default those of this batch.
             return_dict: Whether to return an object instead of a tuple.
@@ -82,21 +97,31 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
         embeddings = embed(self.model.shared, input_ids, inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and segment_ids is None
-        if use_cache and past_key_values is None:
+        if self._uses_cache(use_cache, past_key_values):
             past_key_values = self._new_cache()
         memory = None if past_key_values is None else _memory(past_key_values)
         if attention_mask is not None:
             past = 0 if memory is None else memory.num_tokens
             attention_mask = _mask_of_new_tokens(attention_mask, past, embeddings.shape[1])
-        hidden = self.model.decoder(embeddings, attention_mask, segment_ids, memory)
-        logits = self.lm_head(hidden[:, -logits_to_keep:])
+        record = asked_record(self.config, output_hidden_states, output_attentions)
+        hidden = self.model.decoder(embeddings, attention_mask, segment_ids, memory, record)
+        places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, places])
         loss = None
-        if labels is not None:
+        if shift_labels is not None:
+            loss = cross_entropy(logits, shift_labels)
+        elif labels is not None:
             loss = next_token_loss(logits, labels, segment_ids)
-            if num_items_in_batch is not None:
-                count = (predicted_labels(labels, segment_ids) != IGNORED_LABEL).sum()
-                loss = loss * count / num_items_in_batch
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+            shift_labels = predicted_labels(labels, segment_ids)
+        if loss is not None and shift_labels is not None and num_items_in_batch is not None:
+            loss = loss * (shift_labels != IGNORED_LABEL).sum() / num_items_in_batch
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=recorded(record.hidden_states),
+            attentions=recorded(record.attention_weights),
+        )
 
     def _new_cache(self) -> SpadeCache:
         return SpadeCache(self.config.to_spade_config())
@@ -120,9 +145,19 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
         if generation_config.use_cache is not False and not given:
             model_kwargs["past_key_values"] = self._new_cache()
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of one step of `generate`."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Return the arguments of one step of `generate`, which takes embeddings as well.
+
+        Args:
+            input_ids: int64 [B, T], all tokens so far.
+            inputs_embeds: Of a prompt, [B, L, d_model].
+            kwargs: The other arguments of `forward`, and where generation is.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
+        )
         # Positions are relative, and the cache knows where it is.
         for name in ("cache_position", "position_ids"):
             inputs.pop(name, None)

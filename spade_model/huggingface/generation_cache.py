@@ -20,15 +20,13 @@ class _SelfAttentionView:
 
     @property
     def length_tokens(self) -> int:
-        length: int = self._cache.get_seq_length()
-        return length
+        return int(self._cache.get_seq_length())
 
     def get(self, layer_index: int) -> tuple[Tensor, Tensor] | None:
         return _kept(self._cache.self_attention_cache, layer_index)
 
     def update(self, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
-        key, value = self._cache.self_attention_cache.update(key, value, layer_index)
-        return key, value
+        return _updated(self._cache.self_attention_cache, key, value, layer_index)
 
 
 class _CrossAttentionView:
@@ -39,8 +37,7 @@ class _CrossAttentionView:
 
     @property
     def length_tokens(self) -> int:
-        length: int = self._cache.cross_attention_cache.get_seq_length()
-        return length
+        return int(self._cache.cross_attention_cache.get_seq_length())
 
     def get(self, layer_index: int) -> tuple[Tensor, Tensor] | None:
         if not self._cache.is_updated.get(layer_index, False):
@@ -48,7 +45,7 @@ class _CrossAttentionView:
         return _kept(self._cache.cross_attention_cache, layer_index)
 
     def update(self, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
-        key, value = self._cache.cross_attention_cache.update(key, value, layer_index)
+        key, value = _updated(self._cache.cross_attention_cache, key, value, layer_index)
         self._cache.is_updated[layer_index] = True
         return key, value
 
@@ -56,22 +53,18 @@ class _CrossAttentionView:
 class GenerationCache:
     """A `DecodingCache` that keeps everything in an `EncoderDecoderCache`.
 
-    Holds no tensors itself, so that beam search may reorder the cache behind its back.
+    Holds no tensors itself, so that beam search may reorder the cache behind its back. The two
+    caches may grow or be of a fixed size.
 
     Raises:
-        ValueError: The cache is of another kind, or has a fixed size.
+        ValueError: The cache is of another kind.
     """
 
     def __init__(self, cache: Cache) -> None:
         if not isinstance(cache, EncoderDecoderCache):
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}; give an EncoderDecoderCache of two "
-                "DynamicCache objects, or leave it out"
-            )
-        if cache.is_compileable:
-            raise ValueError(
-                "cache_implementation='static' is not supported by SPADE; leave it out and use the "
-                "dynamic cache"
+                "DynamicCache or StaticCache objects, or leave it out"
             )
         self.self_attention = _SelfAttentionView(cache)
         self.cross_attention = _CrossAttentionView(cache)
@@ -148,4 +141,15 @@ def _kept(cache: Cache, layer_index: int) -> tuple[Tensor, Tensor] | None:
     if layer_index >= len(cache.layers) or cache.layers[layer_index].keys is None:
         return None
     layer = cache.layers[layer_index]
-    return layer.keys, layer.values
+    return _filled(cache, layer.keys, layer.values, layer_index)
+
+
+def _updated(cache: Cache, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
+    key, value = cache.update(key, value, layer_index)
+    return _filled(cache, key, value, layer_index)
+
+
+def _filled(cache: Cache, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
+    """Leave out the places of a static cache that hold no token yet, [B, H, T, D] each."""
+    length = int(cache.get_seq_length(layer_index))
+    return key[:, :, :length], value[:, :, :length]

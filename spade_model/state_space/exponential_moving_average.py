@@ -9,6 +9,7 @@ from torch.nn import functional
 from spade_model.config import SpadeConfig
 from spade_model.state_space.mixer import SequenceMixer
 from spade_model.state_space.recurrence import DiagonalRecurrence, Recurrence
+from spade_model.state_space.symbolic import is_symbolic, symbolic_diagonal_kernel
 from spade_model.state_space.two_level import diagonal_kernel, product_dtype, state_space_dtype
 
 
@@ -70,7 +71,8 @@ class ExponentialMovingAverage(SequenceMixer):
     def compute_kernel(self, length_tokens: int) -> Tensor:
         """Return the kernels [directions, channels * H, L]."""
         log_a, inputs, outputs = self._system()
-        kernels = diagonal_kernel(outputs * inputs, log_a, length_tokens, product_dtype(self.eta))
+        make = symbolic_diagonal_kernel if is_symbolic(length_tokens) else diagonal_kernel
+        kernels = make(outputs * inputs, log_a, length_tokens, product_dtype(self.eta))
         kernels = kernels.view(self.num_channels, self.num_directions, -1, length_tokens)
         return kernels.transpose(0, 1).flatten(1, 2).to(state_space_dtype(self.eta))
 

@@ -21,7 +21,12 @@ _DEVICE_BLOCK = 1 << 27
 
 
 def fast_fft_length(minimum: int) -> int:
-    """Return the smallest even number of at least `minimum` whose prime factors are 2, 3, 5."""
+    """Return the smallest even number of at least `minimum` whose prime factors are 2, 3, 5.
+
+    Of a symbolic length, as in `torch.export`, just the next even number.
+    """
+    if isinstance(minimum, torch.SymInt):
+        return minimum + minimum % 2
     best = 2
     while best < minimum:
         best *= 2
@@ -77,6 +82,9 @@ def _complex_type(dtype: torch.dtype) -> torch.dtype:
 
 def _feature_blocks(signal: Tensor, signal_numbers: int, num_features: int) -> Iterator[slice]:
     """Cut the features into blocks whose signals fit the memory that is fast."""
+    if isinstance(signal_numbers, torch.SymInt):
+        yield slice(0, num_features)
+        return
     limit = _CPU_BLOCK if signal.device.type == "cpu" else _DEVICE_BLOCK
     width = max(16, limit // signal_numbers)
     for start in range(0, num_features, width):

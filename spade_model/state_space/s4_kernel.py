@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spade_model.cuts import split_length
+from spade_model.state_space.symbolic import is_symbolic, symbolic_dense_kernel
 from spade_model.state_space.two_level import (
     dense_kernel,
     extend_columns,
@@ -211,7 +212,10 @@ def s4_kernel(
     dtype = product_dtype(C)
     system = (log_decay, frequency, P, B)
     C_real = real_output(C.to(dtype))
-    if torch.is_grad_enabled() and any(x.requires_grad for x in system):
+    if is_symbolic(length_tokens):
+        increment, Bd = discretize_increment(*system, log_dt)
+        kernel = symbolic_dense_kernel(increment.to(dtype), Bd.to(dtype), C_real, length_tokens)
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in system):
         increment, Bd = discretize_increment(*system, log_dt)
         outputs = C_real.transpose(0, 1)
         kernel = dense_kernel(

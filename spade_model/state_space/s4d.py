@@ -12,6 +12,7 @@ from spade_model.state_space.continuous import ContinuousStateSpace
 from spade_model.state_space.hippo import normal_plus_low_rank_legs
 from spade_model.state_space.recurrence import DiagonalRecurrence, Recurrence
 from spade_model.state_space.s4_kernel import tile
+from spade_model.state_space.symbolic import is_symbolic, symbolic_diagonal_kernel
 from spade_model.state_space.two_level import diagonal_kernel, product_dtype, state_space_dtype
 
 
@@ -94,7 +95,8 @@ class S4D(ContinuousStateSpace):
     def compute_kernel(self, length_tokens: int) -> Tensor:
         """Return the kernels [directions, channels * H, L]."""
         log_a, inputs, outputs = self._system()
-        kernels = diagonal_kernel(outputs * inputs, log_a, length_tokens, product_dtype(self.C))
+        make = symbolic_diagonal_kernel if is_symbolic(length_tokens) else diagonal_kernel
+        kernels = make(outputs * inputs, log_a, length_tokens, product_dtype(self.C))
         kernels = kernels.to(state_space_dtype(self.C))
         return kernels.reshape(self.num_directions, -1, length_tokens)
 

@@ -164,6 +164,8 @@ class TestLoading:
         config = AutoConfig.from_pretrained(tmp_path)
         assert config.to_spade_config() == plain.config
         assert not config.is_encoder_decoder
+        assert config.num_hidden_layers == plain.config.num_decoder_layers
+        assert config.get_text_config(decoder=True) is config
         model, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
         assert isinstance(model, SpadeForCausalLM)
         assert not report["missing_keys"] | report["unexpected_keys"]
