@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ORDER = (
     *("quickstart", "tokenizer", "data", "plan", "pretrain", "launch", "jobs", "checkpoint"),
-    *("report", "export", "generate", "import", "doctor", "schema"),
+    *("report", "export", "generate", "import", "finetune", "doctor", "schema"),
 )
 
 
@@ -30,6 +30,7 @@ def create_application() -> typer.Typer:
         data,
         doctor,
         export,
+        finetune,
         importing,
         jobs,
         launching,
@@ -71,6 +72,7 @@ def create_application() -> typer.Typer:
         report,
         export,
         importing,
+        finetune,
         doctor,
         schema,
     )

@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "pretrain": ({"spade_model", "data_pipeline"}, {"spade_model.huggingface"}),
     "launch": (
         set(),
-        {"launch.clusters", "pretrain", "data_pipeline", "spade_model", "spade_model.huggingface"},
+        {"launch.clusters", "pretrain", "data_pipeline", "spade_model", "spade_model.huggingface"}
+        | {"finetune"},
     ),
     "launch.clusters": ({"launch", "pretrain"}, {"data_pipeline"}),
     "finetune": ({"spade_model.huggingface"}, set()),
@@ -60,7 +61,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     ),
     "launch": ({"typer"}, {"rich", "psutil", "yaml", "torch"}),
     "launch.clusters": ({"pydantic"}, {"rich", "psutil", "yaml", "torch", "mpi4py"}),
-    "finetune": ({"torch", "numpy", "transformers"}, set()),
+    "finetune": ({"torch", "numpy", "transformers"}, {"deepspeed"}),
 }
 # One file of the launcher is a thin shell around torchrun; no other touches torch.
 LAUNCH_FILES_WITH_TORCH = {"launch.torchrun"}

@@ -48,6 +48,8 @@ COMMANDS = [
     ["export"],
     ["generate"],
     ["import", "msrlongt5"],
+    ["finetune"],
+    ["finetune", "classify"],
     ["doctor"],
     ["schema"],
 ]

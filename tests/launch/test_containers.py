@@ -68,7 +68,7 @@ def test_all_that_is_installed_is_copied_and_reaches_the_builder() -> None:
     (packages,) = re.findall(r"^include = \[(.+)\]$", project, re.MULTILINE)
     needed = set(re.findall(r'"(\w+)\*"', packages)) | {"pyproject.toml", "constraints.txt"}
     needed |= set(re.findall(r'^(?:readme|license-files) = \[?"(.+?)"', project, re.MULTILINE))
-    assert len(needed) == 8
+    assert len(needed) == 9
     copied = set(copied_by_docker())
     assert needed <= copied
     ignore = (REPOSITORY / ".dockerignore").read_text(encoding="utf-8").split("\n")

@@ -1,0 +1,78 @@
+"""What a recipe has to tell, so that `run` can train it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+Rows = Dataset[dict[str, Any]]
+
+
+class Recipe(abc.ABC):
+    """A task and its data, ready to be trained.
+
+    Attributes:
+        name: Of the recipe, as on the command line.
+        score: Name of the metric by which validations are compared.
+        greater_is_better: Whether a larger score is the better one.
+        training: Rows to learn.
+        validation: Rows that choose the best checkpoint.
+        tests: Rows to predict with it, by name.
+        folder: The exported one; its tokenizer is copied beside the trained model.
+    """
+
+    name: str
+    score: str
+    greater_is_better: bool = True
+    training: Rows
+    validation: Rows
+    tests: Mapping[str, Rows]
+    folder: Path
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return all that decides the result beside the training settings, as JSON values.
+
+        A run goes on only with what it was begun with. Called in the first process alone.
+        """
+
+    @abc.abstractmethod
+    def make_model(self, dropout: float | None) -> PreTrainedModel:
+        """Load the model in float32; new weights are drawn from torch's generator.
+
+        Args:
+            dropout: None: as in the folder's configuration.
+
+        Raises:
+            FinetuneError: The folder cannot be used for this.
+        """
+
+    @abc.abstractmethod
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch of tensors from rows."""
+
+    @abc.abstractmethod
+    def measure(self, rows: Rows, outputs: Any) -> dict[str, float]:
+        """Return the metrics, `score` among them; empty where the rows have no labels.
+
+        Args:
+            rows: In the order of the outputs.
+            outputs: What the model said of them, as the Trainer gathers it.
+        """
+
+    @abc.abstractmethod
+    def write_predictions(self, folder: Path, name: str, rows: Rows, outputs: Any) -> None:
+        """Write what was predicted for rows into files of a folder."""
+
+    def make_arguments(self, common: Mapping[str, Any]) -> TrainingArguments:
+        """Return the Trainer's arguments; a recipe that generates text makes others of them."""
+        return TrainingArguments(**common)
+
+    def make_trainer(self, **common: Any) -> Trainer:
+        """Return a Trainer; a recipe may have a class of its own."""
+        return Trainer(**common)
