@@ -48,7 +48,7 @@ while not signals or behaviour == "deaf":
 time.sleep(1.0)  # saving; a second signal would arrive meanwhile
 (folder / f"signals-{rank}").write_text(" ".join(map(str, map(int, signals))))
 # As real ranks do, all leave together: torchrun ends those left by a signal of its own.
-while len(list(folder.glob("signals-*"))) < int(os.environ["WORLD_SIZE"]):
+while behaviour != "fail" and len(list(folder.glob("signals-*"))) < int(os.environ["WORLD_SIZE"]):
     time.sleep(0.02)
 if rank == "0":
     (folder / "stopped.json").write_text("{}")

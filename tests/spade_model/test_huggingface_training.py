@@ -165,13 +165,14 @@ def test_computing_layers_again_changes_no_gradient(task: str, reentrant: bool) 
         torch.testing.assert_close(gradient, gradients[1][name])
 
 
-class TestLoading:
-    @pytest.fixture(scope="class")
-    def saved(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("saved")
-        built(SpadeForConditionalGeneration).save_pretrained(folder)
-        return folder
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    built(SpadeForConditionalGeneration).save_pretrained(folder)
+    return folder
 
+
+class TestLoading:
     @pytest.mark.parametrize("device_map", ["auto", "cpu"])
     def test_device_map(self, saved: Path, device_map: str) -> None:
         pytest.importorskip("accelerate", reason="device_map needs accelerate")
