@@ -51,7 +51,8 @@ class Killer:
         self._metrics = RunFolder(run_path).metrics_path
         self._left, self._draw = kills, draw
         self._start_seconds = start_seconds
-        self._life_seconds = training_seconds / kills
+        # One life more than kills: the last one, and what is left of a step, come on top.
+        self._life_seconds = training_seconds / (kills + 1)
         self._launcher: int | None = None
         self._at = 0.0
         self._waits_for_step = False

@@ -164,7 +164,8 @@ def test_the_second_ctrl_c_kills_and_one_before_the_start_is_no_failure(start):
     for agent in agents.agents:
         agent.terminate()
     codes = agents.codes(60)
-    assert set(codes) <= {128 + signal.SIGTERM, 75}, agents.said()
+    # An interpreter that is still loading dies of the signal itself: the negative code.
+    assert set(codes) <= {-signal.SIGTERM, 128 + signal.SIGTERM, 75}, agents.said()
     assert agents.nothing_is_left(1)
 
 
