@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class TensorBoardSink:
     def _open(self, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_another_second(self._folder)
         self._board: Any = SummaryWriter(str(self._folder), purge_step=start_step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -79,6 +81,18 @@ class TensorBoardSink:
     def close(self, *, finished: bool) -> None:
         """Flush and close."""
         self._board.close()
+
+
+def _wait_for_another_second(folder: Path) -> None:
+    """Let a new file's name come after those of all others, at most a second later.
+
+    TensorBoard reads files in the order of their names, which begin with the second in which they
+    were made; within one a counter follows, and 10 comes before 9.
+    """
+    names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*")]
+    newest = max((int(name[3]) for name in names if name[3].isdecimal()), default=0)
+    if newest == int(time.time()):
+        time.sleep(max(0.0, newest + 1.01 - time.time()))
 
 
 def as_code_block(text: str) -> str:
