@@ -6,8 +6,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-import typer
-
+from launch.commands.launch_ending import end_as
 from launch.commands.launch_options import (
     Config,
     DryRun,
@@ -50,10 +49,7 @@ def local(
     from launch.local import run_job
 
     result = run_job(job)
-    if result.restarts:
-        say(f"restarted {result.restarts} times")
-    if result.exit_code:
-        raise typer.Exit(result.exit_code if result.exit_code > 0 else 128 - result.exit_code)
+    end_as(result)
 
 
 def _show_local(job: Job) -> None:

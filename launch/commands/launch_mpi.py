@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from launch.commands.launch_ending import end_as
 from launch.commands.launch_options import (
     Cluster,
     Config,
@@ -15,7 +16,6 @@ from launch.commands.launch_options import (
     MaxRestarts,
     Overrides,
 )
-from launch.console import say
 
 
 def mpi(
@@ -78,7 +78,4 @@ def mpi(
         launcher.show()
         return
     result = launcher.run()
-    if result.restarts:
-        say(f"restarted {result.restarts} times")
-    if result.exit_code:
-        raise typer.Exit(result.exit_code if result.exit_code > 0 else 128 - result.exit_code)
+    end_as(result)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_models import ragged, some_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -93,22 +94,6 @@ def learned_model(variant: int = 0) -> SpadeForSeq2Seq:
         loss.backward()
         optimizer.step()
     return plain
-
-
-def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, TINY["vocab_size"], (rows, length), generator=generator)
-
-
-def ragged(lengths: list[int], side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Padded ids and mask, and the rows they came from."""
-    rows = [some_ids(1, length, seed) for seed, length in enumerate(lengths)]
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(0, row.shape[1]) if side == "right" else slice(-row.shape[1], None)
-        ids[index, place], mask[index, place] = row[0], 1
-    return ids, mask, rows
 
 
 @pytest.fixture(scope="module")

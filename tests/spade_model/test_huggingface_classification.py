@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_models import ragged, some_ids
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,22 +33,6 @@ TINY: dict[str, Any] = {
     "local_radius_tokens": 7,
     "max_target_length_tokens": 40,
 }
-
-
-def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(3, TINY["vocab_size"], (rows, length), generator=generator)
-
-
-def ragged(lengths: list[int], side: str) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Padded ids and mask, and the rows they came from."""
-    rows = [some_ids(1, length, seed) for seed, length in enumerate(lengths)]
-    ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(0, row.shape[1]) if side == "right" else slice(-row.shape[1], None)
-        ids[index, place], mask[index, place] = row[0], 1
-    return ids, mask, rows
 
 
 @pytest.fixture(scope="module")
