@@ -27,6 +27,7 @@ from pretrain.errors import CheckpointError, RunError
 from pretrain.evaluation.evaluation import build_evaluation
 from pretrain.first_minute import rehearse
 from pretrain.hardware import describe_environment, peak_flops_per_second
+from pretrain.initial_weights import INITIAL_WEIGHTS, load_initial_weights
 from pretrain.loop import Trainer
 from pretrain.observer import Observer
 from pretrain.optimization.decisions import FILE_NAME, DecisionLog, read_decisions
@@ -99,7 +100,11 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
     )
 
     rank.watchdog.beat("building the model")
-    engine = TrainingEngine(_model(config), config, ranks.world_size, device)
+    model = _model(config)
+    if config.initial_weights is not None:
+        began_from = _initial_weights(model, config, checkpoint, rank)
+        data_fingerprints[INITIAL_WEIGHTS] = began_from
+    engine = TrainingEngine(model, config, ranks.world_size, device)
     for line in engine.check_precision():
         logger.info("%s, products in %s", line, config.train.precision)
     rank.watchdog.beat("trial of the largest batch")
@@ -154,6 +159,32 @@ def _model(config: RunConfig) -> SpadeForSeq2Seq:
     if train.compile:
         model.compile_layers()
     return model
+
+
+def _initial_weights(
+    model: SpadeForSeq2Seq, config: RunConfig, checkpoint: Path | None, rank: Rank
+) -> str:
+    """Have the configured weights in the model of every rank; return their fingerprint.
+
+    Rank 0 alone reads the folder. Where a checkpoint is gone on from, it knows the fingerprint, and
+    nobody reads.
+    """
+    if checkpoint is not None:
+        return str(read_manifest(checkpoint)["fingerprints"][INITIAL_WEIGHTS])
+    assert config.initial_weights is not None, "the caller looks"
+    rank.watchdog.beat("reading the initial weights")
+    found = torch.zeros(32, dtype=torch.uint8)
+    if rank.ranks.rank == 0:
+        config.check_initial_weights()
+        fingerprint = load_initial_weights(config.initial_weights, model)
+        found = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+    if rank.ranks.world_size > 1:
+        for tensor in (found, *model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0, group=rank.control_group)
+            rank.watchdog.beat("sending the initial weights to all ranks")
+    fingerprint = bytes(found.tolist()).hex()
+    rank.logger.info("weights from %s, SHA-256 %s", config.initial_weights, fingerprint)
+    return fingerprint
 
 
 def _open_loader(

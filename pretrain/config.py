@@ -16,6 +16,7 @@ from pretrain.data_settings import DataSettings
 from pretrain.engine.settings import DeepSpeedSettings
 from pretrain.errors import ConfigError
 from pretrain.evaluation.settings import EvaluationSettings
+from pretrain.initial_weights import check_initial_weights
 from pretrain.optimization.curriculum import stage_at
 from pretrain.optimization.settings import (
     Curriculum,
@@ -85,6 +86,9 @@ class RunConfig(Section):
     """The run's folder is `run_dir/name`: letters, digits, dot, dash and underscore."""
     run_dir: Path = Path("runs")
     """Folder of all runs."""
+    initial_weights: Path | None = None
+    """Folder of a Hugging Face model of ours whose weights the run starts from; none means weights
+    drawn from `train.seed`. A run that goes on from a checkpoint does not read it again."""
     model: SpadeConfig
     """The network. Left out: `vocab_size` comes from the tokenizer, `trained_length_tokens` from
     the input length, `max_target_length_tokens` from the objective."""
@@ -300,6 +304,8 @@ class RunConfig(Section):
         config = cls.from_dict(values, str(path))
         if data_here:
             config.check_data()
+            if not any(config.run_path.glob("checkpoints/step-*[0-9]/manifest.json")):
+                config.check_initial_weights()
         return config
 
     def check_data(self) -> None:
@@ -318,6 +324,16 @@ class RunConfig(Section):
             )
         self.data.check_data()
         self.evaluation.check_data(self.data)
+
+    def check_initial_weights(self) -> None:
+        """Check that the run can start from the weights it names, if it names some.
+
+        Raises:
+            ConfigError: If there are none, or they are of another model or tokenizer.
+            DataError: If the tokenizer cannot be read.
+        """
+        if self.initial_weights is not None:
+            check_initial_weights(self.initial_weights, self.model, self.data.tokenizer)
 
 
 def json_schema() -> dict[str, Any]:

@@ -99,8 +99,9 @@ class SpadeConfig:
     """Rows of a table of relative biases; a bidirectional one gives half of them to each side."""
     relative_attention_max_distance_tokens: int = 128
     """Distances from here on share the last bucket."""
-    decoder_position: Literal["learned", "rope", "alibi", "none"] = "learned"
-    """What the decoder of an encoder-decoder knows of positions."""
+    decoder_position: Literal["learned", "relative_bias", "rope", "alibi", "none"] = "learned"
+    """What the decoder of an encoder-decoder knows of positions; ``relative_bias`` is one table of
+    biases for its past, shared by its layers, as in T5."""
     max_target_length_tokens: int = 1024
     """Rows of the learned decoder positions: the longest target. No limit without them."""
     normalization: Literal["pre", "post"] = "pre"
@@ -109,6 +110,9 @@ class SpadeConfig:
     """With mean and bias, or the root mean square alone (arXiv 1910.07467)."""
     norm_epsilon: float = 1e-6
     """Added to the variance in every norm."""
+    embedding_norm: bool = True
+    """A norm on the embeddings, in front of the first layer of each stack. T5 has none, and the
+    published language model only where it was asked for."""
     final_norm: bool = True
     """A norm at the end of a pre-norm stack; the published models have none."""
     feed_forward: Literal["relu", "gated_gelu"] = "relu"

@@ -155,7 +155,9 @@ def _check_positions(config: Any) -> None:
             "cannot be split into two sides of exact and logarithmic halves",
             "use a positive multiple of 4",
         )
-    exact = buckets // (2 if config.is_causal_lm else 4)
+    # Of a table for the past alone, half of the buckets hold one distance each.
+    one_sided = config.is_causal_lm or config.decoder_position == "relative_bias"
+    exact = buckets // (2 if one_sided else 4)
     if config.relative_attention_max_distance_tokens <= exact:
         _fail(
             config,

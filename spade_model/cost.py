@@ -113,7 +113,7 @@ def _joining_parameters(config: SpadeConfig) -> int:
 
 
 def _stack_norms(config: SpadeConfig) -> int:
-    return _norm_parameters(config, config.d_model) * (2 if config.final_norm else 1)
+    return _norm_parameters(config, config.d_model) * (config.embedding_norm + config.final_norm)
 
 
 def _long_stack_parameters(config: SpadeConfig, state_space: int) -> int:
@@ -140,6 +140,8 @@ def _decoder_parameters(config: SpadeConfig) -> int:
     positions = 0
     if config.decoder_position == "learned":
         positions = config.max_target_length_tokens * width
+    elif config.decoder_position == "relative_bias":
+        positions = config.relative_attention_num_buckets * config.num_heads
     return config.num_decoder_layers * layer + positions + _stack_norms(config)
 
 

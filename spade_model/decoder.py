@@ -8,15 +8,20 @@ from torch import Tensor, nn
 from spade_model.activation_checkpointing import ActivationCheckpointing
 from spade_model.attention.cache import DecodingCache
 from spade_model.attention.decoder import add_bias, causal_mask
-from spade_model.attention.positions import alibi_bias, rotary_angles
+from spade_model.attention.positions import (
+    alibi_bias,
+    relative_position_bucket,
+    rotary_angles,
+)
 from spade_model.config import SpadeConfig
 from spade_model.layers import DecoderLayer
 from spade_model.norms import make_norm
 from spade_model.recording import StackRecord
+from spade_model.sequence_part import SequencePart
 
 
 class Decoder(nn.Module):
-    """Embeddings, plus learned positions if configured, a norm, the layers, a final norm."""
+    """Embeddings, plus learned positions, a norm, the layers, a final norm; as configured."""
 
     def __init__(self, config: SpadeConfig) -> None:
         super().__init__()
@@ -27,7 +32,12 @@ class Decoder(nn.Module):
             if config.decoder_position == "learned"
             else None
         )
-        self.first_norm = make_norm(config)
+        self.relative_attention_bias = (
+            nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+            if config.decoder_position == "relative_bias"
+            else None
+        )
+        self.first_norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(config, index) for index in range(config.num_decoder_layers)
@@ -43,6 +53,7 @@ class Decoder(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         cache: DecodingCache | None = None,
         record: StackRecord | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Decode.
 
@@ -54,12 +65,15 @@ class Decoder(nn.Module):
                 [B, past + T], or None. Positions count valid tokens only.
             cache: Keys and values of the tokens before, extended in place, or None.
             record: What is wanted beside the output, filled in place, or None.
+            part: Of the encoder's sequences, if its output, mask and cached keys are those of a
+                part; all else is the same for all parts.
 
         Returns:
             [B, T, d_model].
 
         Raises:
-            ValueError: More tokens than learned positions, or a mask of the wrong length.
+            ValueError: More tokens than learned positions, a mask of the wrong length, or attention
+                weights of a part are wanted.
         """
         length, past = embeddings.shape[1], 0
         if cache is not None:
@@ -76,26 +90,40 @@ class Decoder(nn.Module):
         angles = None
         if self.config.decoder_position == "rope":
             angles = rotary_angles(positions, self.config.head_dim)
-        elif self.config.decoder_position == "alibi":
+        elif self.config.decoder_position in ("alibi", "relative_bias"):
             distance = all_positions[:, None, :] - positions[:, :, None]
-            bias = alibi_bias(distance, self.config.num_heads).transpose(0, 1)
-            self_mask = add_bias(self_mask, bias)
+            self_mask = add_bias(self_mask, self._bias(distance))
         if self.positions is not None:
             embeddings = embeddings + self.positions(positions)
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
         record = StackRecord() if record is None else record
+        if record.has_weights and part is not None:
+            raise ValueError("attention weights are not there where sequences are cut into parts")
         for index, layer in enumerate(self.layers):
             record.add_hidden(hidden)
             inputs = (hidden, self_mask, angles, encoder_hidden_states, cross_mask, cache)
             if record.has_weights:
                 hidden = layer(*inputs, record)
             elif self.training and cache is None:
-                hidden = self.activation_checkpointing.run(layer, index, *inputs)
+                hidden = self.activation_checkpointing.run(layer, index, *inputs, None, part)
             else:
-                hidden = layer(*inputs)
+                hidden = layer(*inputs, None, part)
         output: Tensor = self.final_norm(hidden)
         record.add_hidden(output)
         return output
+
+    def _bias(self, distance: Tensor) -> Tensor:
+        """Return what is added to the scores, [B, H, T, K], for ``key - query`` [B, T, K]."""
+        if self.relative_attention_bias is None:
+            return alibi_bias(distance, self.config.num_heads).transpose(0, 1)
+        buckets = relative_position_bucket(
+            distance,
+            num_buckets=self.config.relative_attention_num_buckets,
+            max_distance=self.config.relative_attention_max_distance_tokens,
+            bidirectional=False,
+        )
+        bias: Tensor = self.relative_attention_bias(buckets)
+        return bias.permute(0, 3, 1, 2)
 
     def _check_length(self, num_tokens: int) -> None:
         limit = self.config.max_target_length_tokens

@@ -32,7 +32,7 @@ class LayerMemory:
         Returns:
             [B, T, channels * d_model].
         """
-        state = mixer.initial_state(len(hidden)) if self.state is None else self.state
+        state = mixer.initial_state(hidden.shape[0]) if self.state is None else self.state
         if hidden.shape[1] == 1:
             if valid is not None:
                 hidden = hidden.masked_fill(~valid[:, :, None], 0)

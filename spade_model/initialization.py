@@ -49,8 +49,8 @@ def _initialize_scaled(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             _normal(module, module.in_features**-0.5)
-        elif isinstance(module, LongSelfAttention) and module.relative_attention_bias is not None:
-            module.relative_attention_bias.weight.zero_()
+        elif isinstance(module, (LongSelfAttention, Decoder)):
+            _fill_table(module.relative_attention_bias, 0.0)
 
 
 def _initialize_as_published(model: nn.Module, width: int) -> None:
@@ -63,8 +63,9 @@ def _initialize_as_published(model: nn.Module, width: int) -> None:
             query = module.query_key_value.weight[: module.output.in_features]
             query.normal_(std=(width * module.head_dim) ** -0.5)
             _normal(module.output, module.output.in_features**-0.5)
-            if module.relative_attention_bias is not None:
-                module.relative_attention_bias.weight.normal_(std=width**-0.5)
+            _fill_table(module.relative_attention_bias, width**-0.5)
+        elif isinstance(module, Decoder):
+            _fill_table(module.relative_attention_bias, width**-0.5)
         elif isinstance(module, (CausalSelfAttention, CrossAttention, GlobalLocalMixing)):
             for child in module.children():
                 if isinstance(child, nn.Linear):
@@ -75,3 +76,10 @@ def _normal(linear: nn.Linear, standard_deviation: float) -> None:
     linear.weight.normal_(std=standard_deviation)
     if linear.bias is not None:
         linear.bias.zero_()
+
+
+def _fill_table(biases: nn.Embedding | None, standard_deviation: float) -> None:
+    if biases is not None and standard_deviation > 0.0:
+        biases.weight.normal_(std=standard_deviation)
+    elif biases is not None:
+        biases.weight.zero_()

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from spade_model.attention.cache import DecodingCache
-from spade_model.attention.decoder import CausalSelfAttention, CrossAttention
+from spade_model.attention.decoder import AttendAcross, CausalSelfAttention, CrossAttention
 from spade_model.attention.long import AttentionContext, LongSelfAttention
 from spade_model.config import SpadeConfig
 from spade_model.decoding import LayerMemory
 from spade_model.feed_forward import FeedForward
 from spade_model.norms import make_norm
 from spade_model.recording import StackRecord
+from spade_model.state_space.mixer import OtherParts
 from spade_model.state_space.registry import make_sequence_mixer
 from spade_model.state_space.segments import SegmentLayout
 
@@ -55,6 +56,8 @@ class TokenContext:
     memory: LayerMemory | None = None
     """What the layer knows of the tokens before while decoding; then each layer's context differs.
     None for whole sequences."""
+    others: OtherParts | None = None
+    """Whoever knows the rest of the sequences where these are parts of them, or None."""
 
 
 class LocalMixing(ResidualSublayer):
@@ -100,7 +103,7 @@ class GlobalLocalMixing(ResidualSublayer):
 
         def mix(normed: Tensor) -> Tensor:
             if context.memory is None:
-                far = self.state_space(normed, context.valid, context.segments)
+                far = self.state_space(normed, context.valid, context.segments, context.others)
             else:
                 far = context.memory.mix(self.state_space, normed, context.valid)
             source = far if self.combine == "stack" else normed
@@ -187,12 +190,15 @@ class CrossMixing(ResidualSublayer):
         mask: Tensor | None,
         cache: DecodingCache | None,
         weights: list[Tensor] | None = None,
+        across: AttendAcross | None = None,
     ) -> Tensor:
-        """[B, T, d_model] to the same; `weights` as of `CrossAttention`."""
+        """[B, T, d_model] to the same; `weights` and `across` as of `CrossAttention`."""
         kept = None if cache is None else cache.cross_attention
         return self.add(
             hidden,
-            lambda normed: self.attention(normed, encoder_hidden_states, mask, kept, weights),
+            lambda normed: self.attention(
+                normed, encoder_hidden_states, mask, kept, weights, across
+            ),
         )
 
 
@@ -215,11 +221,18 @@ class DecoderLayer(nn.Module):
         cross_mask: Tensor | None,
         cache: DecodingCache | None,
         record: StackRecord | None = None,
+        across: AttendAcross | None = None,
     ) -> Tensor:
         """[B, T, d_model] to the same; `record` is given the attention weights it asks for."""
         record = StackRecord() if record is None else record
-        own, across = record.attention_weights, record.cross_attention_weights
-        hidden = self.mixing(hidden, self_mask, angles, cache, own)
-        hidden = self.cross_mixing(hidden, encoder_hidden_states, cross_mask, cache, across)
+        hidden = self.mixing(hidden, self_mask, angles, cache, record.attention_weights)
+        hidden = self.cross_mixing(
+            hidden,
+            encoder_hidden_states,
+            cross_mask,
+            cache,
+            record.cross_attention_weights,
+            across,
+        )
         output: Tensor = self.position_wise(hidden)
         return output

@@ -20,6 +20,10 @@ RESERVED_POSITIONS = 2
 """Rows of the published position table in front of the first token's: unused, and padding."""
 
 
+# The published models have the first of these alone, and T5, whose names they keep, the second.
+_STACK_NORMS = {"first_layer_norm": "first_norm", "final_layer_norm": "final_norm"}
+
+
 def published_config(published: Mapping[str, Any]) -> SpadeConfig:
     """Translate the configuration of a published model.
 
@@ -115,12 +119,13 @@ def state_space_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the entries whose names begin with a prefix, without it."""
     return {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
 
 
-def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all entries with a prefix in front of their names."""
     return {prefix + name: x for name, x in state.items()}
 
 
@@ -158,11 +163,11 @@ def mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         "norm_local": "local_norm",
         "aggregate": "aggregate",
     }
-    attention = local_attention_state(_under("SelfAttention.", published))
-    state = _renamed(published, names) | _prefixed("local_attention.", attention)
-    state_space = _under("s4.s4.", published)
+    attention = local_attention_state(under("SelfAttention.", published))
+    state = _renamed(published, names) | prefixed("local_attention.", attention)
+    state_space = under("s4.s4.", published)
     if state_space:
-        state |= _prefixed("state_space.", state_space_state(state_space))
+        state |= prefixed("state_space.", state_space_state(state_space))
     return state
 
 
@@ -192,28 +197,29 @@ def _cross_mixing_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def encoder_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[str, Tensor]:
     """Translate the encoder (names such as ``block.0.layer.0.SelfAttention.q.weight``)."""
-    state = _renamed(published, {"first_layer_norm": "first_norm"})
+    state = _renamed(published, _STACK_NORMS)
     for index in range(config.num_encoder_layers):
         theirs, ours = f"block.{index}.layer.", f"layers.{index}."
-        state |= _prefixed(f"{ours}mixing.", mixing_state(_under(f"{theirs}0.", published)))
-        position_wise = _position_wise_state(_under(f"{theirs}1.", published))
-        state |= _prefixed(f"{ours}position_wise.", position_wise)
+        state |= prefixed(f"{ours}mixing.", mixing_state(under(f"{theirs}0.", published)))
+        position_wise = _position_wise_state(under(f"{theirs}1.", published))
+        state |= prefixed(f"{ours}position_wise.", position_wise)
     return state
 
 
 def decoder_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[str, Tensor]:
     """Translate the decoder (names such as ``block.0.layer.1.EncDecAttention.q.weight``)."""
-    state = _renamed(published, {"first_layer_norm": "first_norm"})
-    state["positions.weight"] = published["pos_embed.weight"][RESERVED_POSITIONS:]
+    state = _renamed(published, _STACK_NORMS)
+    if "pos_embed.weight" in published:
+        state["positions.weight"] = published["pos_embed.weight"][RESERVED_POSITIONS:]
     for index in range(config.num_decoder_layers):
         theirs, ours = f"block.{index}.layer.", f"layers.{index}."
         parts = {
-            "mixing.": _causal_mixing_state(_under(f"{theirs}0.", published)),
-            "cross_mixing.": _cross_mixing_state(_under(f"{theirs}1.", published)),
-            "position_wise.": _position_wise_state(_under(f"{theirs}2.", published)),
+            "mixing.": _causal_mixing_state(under(f"{theirs}0.", published)),
+            "cross_mixing.": _cross_mixing_state(under(f"{theirs}1.", published)),
+            "position_wise.": _position_wise_state(under(f"{theirs}2.", published)),
         }
         for name, part in parts.items():
-            state |= _prefixed(ours + name, part)
+            state |= prefixed(ours + name, part)
     return state
 
 
@@ -231,8 +237,8 @@ def seq2seq_state(published: Mapping[str, Tensor], config: SpadeConfig) -> dict[
     return {
         "model.shared.weight": shared,
         "lm_head.weight": shared,
-        **_prefixed("model.encoder.", encoder_state(_under("encoder.", published), config)),
-        **_prefixed("model.decoder.", decoder_state(_under("decoder.", published), config)),
+        **prefixed("model.encoder.", encoder_state(under("encoder.", published), config)),
+        **prefixed("model.decoder.", decoder_state(under("decoder.", published), config)),
     }
 
 
@@ -249,7 +255,7 @@ def causal_layers_state(published: Mapping[str, Tensor], config: SpadeConfig) ->
     """
     state: dict[str, Tensor] = {}
     for index in range(config.num_decoder_layers):
-        layer, ours = _under(f"{index}.", published), f"layers.{index}."
+        layer, ours = under(f"{index}.", published), f"layers.{index}."
         names = {
             "self_attn_layer_norm": "mixing.norm",
             "norm_global": "mixing.global_norm",
@@ -259,10 +265,10 @@ def causal_layers_state(published: Mapping[str, Tensor], config: SpadeConfig) ->
             "fc2": "position_wise.feed_forward.contract",
             "final_layer_norm": "position_wise.norm",
         }
-        state |= _prefixed(ours, _renamed(layer, names))
-        attention = local_attention_state(_under("self_attn.", layer))
-        state |= _prefixed(f"{ours}mixing.local_attention.", attention)
-        state_space = _under("s4_module.s4.", layer)
+        state |= prefixed(ours, _renamed(layer, names))
+        attention = local_attention_state(under("self_attn.", layer))
+        state |= prefixed(f"{ours}mixing.local_attention.", attention)
+        state_space = under("s4_module.s4.", layer)
         if state_space:
-            state |= _prefixed(f"{ours}mixing.state_space.", state_space_state(state_space))
+            state |= prefixed(f"{ours}mixing.state_space.", state_space_state(state_space))
     return state

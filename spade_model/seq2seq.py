@@ -14,6 +14,7 @@ from spade_model.attention.cache import DecoderCache, DecodingCache
 from spade_model.config import SpadeConfig
 from spade_model.decoder import Decoder
 from spade_model.initialization import initialize_parameters
+from spade_model.sequence_part import SequencePart
 from spade_model.stack import LongStack
 
 IGNORED_LABEL = -100
@@ -81,9 +82,12 @@ class SpadeModel(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Return the encoder's output [B, L, d_model]; arguments as of `LongStack.forward`."""
-        hidden: Tensor = self.encoder(self.shared(input_ids), attention_mask, segment_ids)
+        hidden: Tensor = self.encoder(
+            self.shared(input_ids), attention_mask, segment_ids, part=part
+        )
         return hidden
 
     def decode(
@@ -94,6 +98,7 @@ class SpadeModel(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: DecodingCache | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Return the decoder's output [B, T, d_model]; arguments as of `Decoder.forward`.
 
@@ -108,6 +113,7 @@ class SpadeModel(nn.Module):
             attention_mask=attention_mask,
             decoder_attention_mask=decoder_attention_mask,
             cache=cache,
+            part=part,
         )
         return hidden
 
@@ -162,6 +168,7 @@ class SpadeForSeq2Seq(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Return the encoder's output.
 
@@ -169,11 +176,13 @@ class SpadeForSeq2Seq(nn.Module):
             input_ids: int64 [B, L].
             attention_mask: Bool [B, L], False where padded, or None if nothing is.
             segment_ids: int64 [B, L], the document of each token of packed rows, or None.
+            part: Whoever holds the rest of the sequences, if these are a part of them, or None; see
+                `spade_model.context_parallel.part`.
 
         Returns:
             [B, L, d_model].
         """
-        return self.model.encode(input_ids, attention_mask, segment_ids)
+        return self.model.encode(input_ids, attention_mask, segment_ids, part)
 
     def decode(
         self,
@@ -183,6 +192,7 @@ class SpadeForSeq2Seq(nn.Module):
         attention_mask: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         cache: DecodingCache | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Return the logits of the token behind each decoder input.
 
@@ -192,6 +202,7 @@ class SpadeForSeq2Seq(nn.Module):
             attention_mask: Of the encoder's tokens, bool [B, L] or None.
             decoder_attention_mask: Of cached and new decoder tokens, bool [B, past + T] or None.
             cache: Extended in place, or None.
+            part: As of `encode`, if the encoder's output and mask are those of a part.
 
         Returns:
             [B, T, vocab_size].
@@ -202,6 +213,7 @@ class SpadeForSeq2Seq(nn.Module):
             attention_mask=attention_mask,
             decoder_attention_mask=decoder_attention_mask,
             cache=cache,
+            part=part,
         )
         logits: Tensor = self.lm_head(hidden)
         return logits
@@ -215,6 +227,7 @@ class SpadeForSeq2Seq(nn.Module):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        part: SequencePart | None = None,
     ) -> Seq2SeqOutput:
         """Encode, decode, and compare with labels if there are any.
 
@@ -226,6 +239,8 @@ class SpadeForSeq2Seq(nn.Module):
             decoder_attention_mask: Bool [B, T] or None.
             segment_ids: Of the input, int64 [B, L]: documents of packed rows, which do not meet
                 in the encoder, or None.
+            part: As of `encode`, if all about the input is that of a part; all about the target is
+                the same for all parts, and so are logits and loss.
 
         Raises:
             ValueError: Neither labels nor decoder inputs were given, or the target is too long.
@@ -234,19 +249,25 @@ class SpadeForSeq2Seq(nn.Module):
             if labels is None:
                 raise ValueError("labels and decoder_input_ids are both missing; give one of them")
             decoder_input_ids = shift_right(labels, self.config)
-        encoder_hidden_states = self.encode(input_ids, attention_mask, segment_ids)
+        encoder_hidden_states = self.encode(input_ids, attention_mask, segment_ids, part)
         logits = self.decode(
             decoder_input_ids,
             encoder_hidden_states,
             attention_mask=attention_mask,
             decoder_attention_mask=decoder_attention_mask,
+            part=part,
         )
         loss = None if labels is None else cross_entropy(logits, labels)
         return Seq2SeqOutput(loss, logits, encoder_hidden_states)
 
     @torch.no_grad()
     def generate(
-        self, input_ids: Tensor, *, attention_mask: Tensor | None = None, max_new_tokens: int
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Generate greedily, one token a step, with cached keys and values.
 
@@ -254,6 +275,7 @@ class SpadeForSeq2Seq(nn.Module):
             input_ids: int64 [B, L].
             attention_mask: Of the input, bool [B, L] or None.
             max_new_tokens: Longest output, at most `max_target_length_tokens`.
+            part: As of `encode`; the output is the same for all parts.
 
         Returns:
             int64 [B, T] with T at most `max_new_tokens`, without the start token: each row up to
@@ -267,14 +289,18 @@ class SpadeForSeq2Seq(nn.Module):
                 f"max_new_tokens={max_new_tokens} is not within 1 and max_target_length_tokens="
                 f"{self.config.max_target_length_tokens}; choose a length in between"
             )
-        encoder_hidden_states = self.encode(input_ids, attention_mask)
+        encoder_hidden_states = self.encode(input_ids, attention_mask, part=part)
         cache = DecoderCache()
         token = input_ids.new_full((input_ids.shape[0], 1), self.config.decoder_start_token_id)
         finished = torch.zeros_like(token, dtype=torch.bool)
         generated = []
         for _ in range(max_new_tokens):
             logits = self.decode(
-                token, encoder_hidden_states, attention_mask=attention_mask, cache=cache
+                token,
+                encoder_hidden_states,
+                attention_mask=attention_mask,
+                cache=cache,
+                part=part,
             )
             token = logits.argmax(dim=-1).masked_fill(finished, self.config.pad_token_id)
             generated.append(token)

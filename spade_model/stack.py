@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from spade_model.decoding import CausalCache
 from spade_model.layers import LongLayer, TokenContext
 from spade_model.norms import make_norm
 from spade_model.recording import StackRecord
+from spade_model.sequence_part import SequencePart
 from spade_model.state_space.segments import SegmentLayout
 
 
 class LongStack(nn.Module):
-    """A norm on the embeddings, the layers, and a final norm if configured.
+    """A norm on the embeddings, the layers, a final norm; both norms if configured.
 
     There are no absolute positions: the state space and the attention's biases or rotations are
     all that tells tokens apart by place.
@@ -30,7 +32,7 @@ class LongStack(nn.Module):
         self.config, self.causal = config, causal
         self.activation_checkpointing = ActivationCheckpointing()
         self.attention_backend: AttentionBackend = "auto"
-        self.first_norm = make_norm(config)
+        self.first_norm = make_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             LongLayer(config, index, causal=causal) for index in range(config.num_long_layers)
@@ -44,6 +46,7 @@ class LongStack(nn.Module):
         segment_ids: Tensor | None = None,
         cache: CausalCache | None = None,
         record: StackRecord | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Mix tokens.
 
@@ -58,16 +61,32 @@ class LongStack(nn.Module):
                 about the new tokens alone.
             record: What is wanted beside the output, filled in place, or None. Attention weights
                 are those of the ``reference`` backend, and nothing is computed again for them.
+            part: Whoever holds the rest of the sequences, if all arguments are those of a part of
+                them, or None.
 
         Returns:
             [B, L, d_model]; rows of padded positions have no meaning, and no influence.
 
         Raises:
-            ValueError: Segment ids and a cache are given.
+            ValueError: Segment ids and a cache are given, or a part and a cache or attention
+                weights.
         """
         record = StackRecord() if record is None else record
         backend = "reference" if record.has_weights else self.attention_backend
-        if cache is None:
+        if part is not None and (cache is not None or record.has_weights):
+            raise ValueError("parts of sequences have neither a cache nor attention weights")
+        if part is not None:
+            context = part.token_context(
+                self.config,
+                embeddings,
+                attention_mask,
+                segment_ids,
+                causal=self.causal,
+                draws_dropout=self._draws_dropout,
+                backend=backend,
+            )
+            contexts = [context] * len(self.layers)
+        elif cache is None:
             whole = self._context(embeddings, attention_mask, segment_ids, backend)
             contexts = [whole] * len(self.layers)
         elif segment_ids is None:
@@ -77,11 +96,25 @@ class LongStack(nn.Module):
         if record.attention_weights is not None:
             num_tokens = embeddings.shape[1] if cache is None else cache.num_tokens
             contexts = [_observed(x, num_tokens, record.attention_weights) for x in contexts]
+        randomness: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if part is not None and self._draws_dropout:
+            randomness = part.own_randomness(embeddings.device)
+        with randomness:
+            return self._run(embeddings, contexts, cache is None, record)
+
+    @property
+    def _draws_dropout(self) -> bool:
+        return self.training and self.config.dropout > 0.0
+
+    def _run(
+        self, embeddings: Tensor, contexts: list[TokenContext], whole: bool, record: StackRecord
+    ) -> Tensor:
+        """Run the layers, each with its context; `whole` unless there is a cache."""
         shared_bias = self._shared_bias(contexts[0])
         hidden: Tensor = self.dropout(self.first_norm(embeddings))
         for index, (layer, context) in enumerate(zip(self.layers, contexts, strict=True)):
             record.add_hidden(hidden)
-            if self.training and cache is None and not record.has_weights:
+            if self.training and whole and not record.has_weights:
                 run = self.activation_checkpointing.run
                 hidden = run(layer, index, hidden, context, shared_bias)
             else:

@@ -164,6 +164,8 @@ def _place_problems(config: RunConfig, nodes: NodeSettings) -> Iterator[str]:
     named += [("data.train", place) for place in data.locations().values()]
     named += [("data.heldout", place) for place in data.heldout_locations().values()]
     named.append(("data.tokenizer", data.tokenizer))
+    if config.initial_weights is not None:
+        named.append(("initial_weights", config.initial_weights))
     relative = [field for field, place in named if isinstance(place, Path) and not place.root]
     if relative:
         yield (

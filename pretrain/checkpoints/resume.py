@@ -6,6 +6,7 @@ from typing import Any
 
 from pretrain.config import RunConfig
 from pretrain.data_settings import ALL_HELDOUT, SINGLE_SOURCE
+from pretrain.initial_weights import INITIAL_WEIGHTS
 
 # Sample i and the weights after step s follow from these; all else may change on the way.
 _FIXED = (
@@ -18,6 +19,7 @@ _FIXED = (
     ("data", "group_shards"),
     ("train", "seed"),
     ("train", "global_batch_size"),
+    (INITIAL_WEIGHTS,),
 )
 
 
@@ -89,7 +91,9 @@ def differences(
             f"train.curriculum of the first {tokens_seen} tokens was {begun}, now {now_begun} "
             "(change only stages that have not begun)"
         )
-    names = [name for name in saved_fingerprints if name.partition(".")[0] != ALL_HELDOUT]
+    # The folder of the initial weights is never read again, and may be gone.
+    apart = (ALL_HELDOUT, INITIAL_WEIGHTS)
+    names = [name for name in saved_fingerprints if name.partition(".")[0] not in apart]
     found += [
         f"the {name} data differ from those the run began with"
         for name in names

@@ -59,7 +59,9 @@ def make_plan(backend: AttentionBackend, geometry: Geometry, device: torch.devic
         everything = geometry.sees_everything
         if isinstance(geometry.length_tokens, torch.SymInt) and not everything:
             return TracedAttention.prepare(geometry, device)
-        backend = "tiled" if device.type == "cpu" else "blocked"
+        # A graph can hold no loop over tiles that looks at the data.
+        in_tiles = device.type == "cpu" and not torch.compiler.is_exporting()
+        backend = "tiled" if in_tiles else "blocked"
         backend = "reference" if everything else backend
     if backend == "reference":
         return ReferenceAttention.prepare(geometry, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -114,6 +116,22 @@ def attend(
     return functional.dropout(shares, dropout, training=dropout > 0.0) @ value
 
 
+class AttendAcross(Protocol):
+    """Whoever attends to an encoder's output of which only a part is here."""
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        dropout: float,
+        scale: float,
+    ) -> Tensor:
+        """Attend to all parts; arguments as of `attend`, of this part, with a bool mask or none."""
+
+
 class CausalSelfAttention(nn.Module):
     """Decoder self-attention; scores are scaled."""
 
@@ -156,7 +174,7 @@ class CausalSelfAttention(nn.Module):
             key,
             value,
             mask,
-            causal=mask is None and query.shape[2] > 1,
+            causal=mask is None and bool(query.shape[2] > 1),  # While exporting, not yet a bool.
             dropout=self.dropout if self.training else 0.0,
             scale=self.scale,
             weights=weights,
@@ -185,6 +203,7 @@ class CrossAttention(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None,
         weights: list[Tensor] | None = None,
+        across: AttendAcross | None = None,
     ) -> Tensor:
         """Attend to the encoder.
 
@@ -194,6 +213,8 @@ class CrossAttention(nn.Module):
             mask: Bool [B, 1, 1, L], False where padded, or None.
             cache: Filled at the first call and then used instead of the encoder's output.
             weights: Receives the weights [B, H, T, L], or None.
+            across: Attends where the encoder's output, mask and cache are those of a part, or None;
+                then without `weights`.
 
         Returns:
             [B, T, d_model].
@@ -206,15 +227,19 @@ class CrossAttention(nn.Module):
             key, value = _split_heads(self.key_value(encoder_hidden_states), 2, self.num_heads)
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_index)
-        attended = attend(
-            query,
-            key,
-            value,
-            mask,
-            causal=False,
-            dropout=self.dropout if self.training else 0.0,
-            scale=self.scale,
-            weights=weights,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if across is not None:
+            attended = across.attend(query, key, value, mask, dropout=dropout, scale=self.scale)
+        else:
+            attended = attend(
+                query,
+                key,
+                value,
+                mask,
+                causal=False,
+                dropout=dropout,
+                scale=self.scale,
+                weights=weights,
+            )
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output

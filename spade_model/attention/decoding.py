@@ -59,7 +59,7 @@ class KeyValueRing:
     @property
     def batch_size(self) -> int:
         """B, or -1 before the first token."""
-        return len(self._kept[0]) if self._kept else -1
+        return self._kept[0].shape[0] if self._kept else -1
 
     @property
     def device(self) -> torch.device | None:
@@ -100,10 +100,10 @@ class TokenWindow:
             return
         if valid is None:
             assert self.valid is not None
-            valid = torch.ones(len(self.valid), length, dtype=torch.bool, device=device)
+            valid = torch.ones(self.valid.shape[0], length, dtype=torch.bool, device=device)
         if self.valid is None or self.num_leading is None:
-            self.valid = valid.new_ones(len(valid), self.capacity)
-            self.num_leading = torch.zeros(len(valid), dtype=torch.int64, device=device)
+            self.valid = valid.new_ones(valid.shape[0], self.capacity)
+            self.num_leading = torch.zeros(valid.shape[0], dtype=torch.int64, device=device)
         waiting = self.num_leading == before
         self.num_leading = self.num_leading + leading_padding(valid) * waiting
         missing = self.capacity - self.valid.shape[1]
@@ -284,7 +284,7 @@ def _joined_mask(
     start = window.num_tokens
     known = valid if valid is not None else window.valid
     assert known is not None, "there is a mask"
-    past, new = (known.new_ones(len(known), count) for count in (num_past, length))
+    past, new = (known.new_ones(known.shape[0], count) for count in (num_past, length))
     if window.valid is not None:
         past = window.valid[:, window.places(start - num_past, start, device)]
     return torch.cat([past, new if valid is None else valid], dim=1)

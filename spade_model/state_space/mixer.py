@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,19 @@ from spade_model.state_space.segments import SegmentLayout
 from spade_model.state_space.two_level import outside_autocast
 
 T = TypeVar("T")
+
+
+class OtherParts(Protocol):
+    """Whoever knows the rest of sequences of which a mixer sees a part."""
+
+    def response(self, mixer: SequenceMixer, hidden: Tensor, valid: Tensor | None) -> Tensor:
+        """Return what the rest adds to the outputs of a part, [B, L, channels * H].
+
+        Args:
+            mixer: Who asks, from its `forward`.
+            hidden: Of the part, [B, L, H].
+            valid: Bool [B, L], False where padded, or None.
+        """
 
 
 class SequenceMixer(nn.Module, abc.ABC):
@@ -95,30 +108,43 @@ class SequenceMixer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def compute_recurrence(self) -> Recurrence:
-        """Return the discretised system of a causal mixer, K = channels."""
+        """Return the discretised system.
+
+        Of a mixer of both directions it has the outputs of the past, then those of the future,
+        K = directions * channels; or, where each has a system of its own, twice the features.
+        """
 
     def kernel(self, length_tokens: int) -> Tensor:
         """Return the kernels [directions, channels * H, L]; they may be kept, so do not write."""
         return self._kept("kernel", length_tokens, lambda: self.compute_kernel(length_tokens))
 
     def forward(
-        self, hidden: Tensor, valid: Tensor | None, segments: SegmentLayout | None = None
+        self,
+        hidden: Tensor,
+        valid: Tensor | None,
+        segments: SegmentLayout | None = None,
+        others: OtherParts | None = None,
     ) -> Tensor:
-        """Mix whole sequences.
+        """Mix whole sequences, or parts of them.
 
         Args:
             hidden: [B, L, H].
             valid: Bool [B, L], False where padded, or None. Padded inputs count as zero; outputs
                 at padded positions are not.
             segments: Layout of the documents, which then do not see one another, or None.
+            others: Whoever knows the rest of the sequences, or None if there is none.
 
         Returns:
             [B, L, channels * H] in the type of `hidden`.
         """
         with outside_autocast(hidden):
             if segments is not None:
-                return self._mix_segments(hidden, valid, segments)
-            return self._convolve(hidden, valid)
+                output = self._mix_segments(hidden, valid, segments)
+            else:
+                output = self._convolve(hidden, valid)
+            if others is None:
+                return output
+            return output + others.response(self, hidden, valid).to(output.dtype)
 
     def _convolve(self, hidden: Tensor, valid: Tensor | None) -> Tensor:
         length = hidden.shape[1]

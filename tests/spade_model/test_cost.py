@@ -44,6 +44,7 @@ CHANGES: list[dict[str, Any]] = [
     {"state_space": "s4d_inv", "state_space_channels": 2, "state_space_layers": (0, 2)},
     {"state_space": "ema", "combine": "stack", "position": "alibi", "decoder_position": "none"},
     {"combine": "add", "state_space": "s4d_lin", "trainable_state_space": ("C", "D")},
+    {"decoder_position": "relative_bias", "embedding_norm": False, "norm": "rms_norm"},
     {"num_encoder_layers": 0},
     {"num_encoder_layers": 0, "state_space": "ema", "trainable_state_space": ()},
     {"num_encoder_layers": 0, "attention": "chunk", "state_space_layers": "every 2"},

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from huggingface_models import CAUSAL, built, ragged, some_ids
+from huggingface_models import CAUSAL, built, checkpoint_activations, ragged, some_ids
 
 from spade_model.huggingface import (
     SpadeEncoderModel,
@@ -92,7 +92,7 @@ def test_cached_weights_are_those_of_the_whole_row(pattern: str) -> None:
     torch.testing.assert_close(hidden[valid], whole.hidden_states[1][valid], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("position", ["learned", "rope", "alibi"])
+@pytest.mark.parametrize("position", ["learned", "relative_bias", "rope", "alibi"])
 def test_decoder_weights(position: str) -> None:
     model = built(SpadeForConditionalGeneration, decoder_position=position)
     ids, mask, _ = ragged([21, 13], "right")
@@ -111,7 +111,7 @@ def test_decoder_weights(position: str) -> None:
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 6))
     # Asking costs nothing of what training needs: gradients and checkpointing.
     model.train()
-    model.activation_checkpointing_enable()
+    checkpoint_activations(model)
     output = model(**given, **ASKED, use_cache=False)
     for part in (output.cross_attentions[0], output.encoder_attentions[0]):
         part.retain_grad()

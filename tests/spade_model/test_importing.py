@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from spade_model.huggingface.importing import import_msrlongt5
-from spade_model.huggingface.published_files import PublishedFileError
+from spade_model.huggingface.importing.msrlongt5 import import_msrlongt5
+from spade_model.huggingface.importing.published_files import PublishedFileError
 from spade_model.published import published_config, seq2seq_state
 from spade_model.published_shapes import TIED, UNUSED, published_shapes
 from spade_model.seq2seq import SpadeForSeq2Seq
@@ -285,16 +285,20 @@ def test_what_stands_at_the_place_is_left_alone(
 def test_a_folder_that_loads_back_differently_is_not_kept(
     published: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spade_model.huggingface import importing
+    from spade_model.huggingface.importing import folder
 
     weights, config = write(tmp_path, published, FACTS)
+    save_model = folder.save_model
 
-    def spoil(folder: Path, model_config: Any, state: dict[str, Tensor]) -> None:
-        spoilt = {
-            name: 2 * x if name.endswith("contract.weight") else x for name, x in state.items()
-        }
-        importing_save(folder, model_config, spoilt)
+    def spoil(plain: SpadeForSeq2Seq, place: Path) -> None:
+        spoilt = SpadeForSeq2Seq(plain.config)
+        spoilt.load_state_dict(
+            {
+                name: 2 * x if name.endswith("contract.weight") else x
+                for name, x in plain.state_dict().items()
+            }
+        )
+        save_model(spoilt, place)
 
-    importing_save = importing.save_seq2seq
-    monkeypatch.setattr(importing, "save_seq2seq", spoil)
-    check_refused(weights, config, tmp_path / "out", "logits of the loaded folder differ")
+    monkeypatch.setattr(folder, "save_model", spoil)
+    check_refused(weights, config, tmp_path / "out", "logits differ")

@@ -62,6 +62,9 @@ FULL = dataclasses.replace(
     state_space_layers=(1,),
     state_space_channels=2,
 )
+LIKE_T5 = dataclasses.replace(
+    FULL, decoder_position="relative_bias", embedding_norm=False, norm="rms_norm"
+)
 KINDS = {
     "ours": SMALL,
     "published": PUBLISHED,
@@ -69,6 +72,7 @@ KINDS = {
     "chunked": CHUNKED,
     "sloped": SLOPED,
     "full": FULL,
+    "like_t5": LIKE_T5,
 }
 EVERY_KIND = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
 
