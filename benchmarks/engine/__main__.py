@@ -27,6 +27,7 @@ QUESTIONS = {
     "stall": "how much longer a step takes while a checkpoint is written",
     "start": "seconds from the command to the first step, new and resumed",
     "resume": "the same early and late in a run",
+    "export": "memory and seconds of exporting a checkpoint",
     "kills": "runs killed at random moments, compared bit for bit with one left alone",
 }
 

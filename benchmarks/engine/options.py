@@ -27,6 +27,14 @@ LARGER_MODEL: dict[str, Any] = {
     "state_dim": 16,
     "local_radius_tokens": 63,
 }
+WIDE_MODEL: dict[str, Any] = LARGER_MODEL | {
+    "d_model": 768,
+    "num_heads": 8,
+    "head_dim": 96,
+    "d_ff": 3072,
+    "num_encoder_layers": 5,
+    "num_decoder_layers": 5,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Options:
     kills: int = 20
     """In each of the runs that are killed."""
     killed_run_steps: int = 300
+    export_model: dict[str, Any] = field(default_factory=lambda: WIDE_MODEL)
+    """What is exported: about 85 million weights, beside which all else is little."""
     seed: int = 0
     """Of the moments of the kills."""
     folder: Path = field(default_factory=lambda: Path(mkdtemp(prefix="spade-benchmarks-engine-")))
@@ -70,5 +80,6 @@ SMOKE = Options(
     processes=1,
     kills=1,
     killed_run_steps=6,
+    export_model=SMALL_MODEL,
 )
 """Everything once, at sizes that show only that it runs."""

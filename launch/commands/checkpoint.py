@@ -1,4 +1,4 @@
-"""``spade checkpoint list|verify|prune``: what a run can be resumed from."""
+"""``spade checkpoint list|verify|prune|deepspeed``: what a run can be resumed from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(application: typer.Typer) -> None:
     """Adds the group."""
     group = typer.Typer(
-        help="List, verify and prune the checkpoints of a run.",
+        help="List, verify, prune and translate the checkpoints of a run.",
         epilog="Example: spade checkpoint list runs/base",
         no_args_is_help=True,
     )
@@ -26,6 +26,9 @@ def register(application: typer.Typer) -> None:
     group.command(
         "prune", epilog="Example: spade checkpoint prune runs/base --keep-last 3 --dry-run"
     )(prune)
+    group.command(
+        "deepspeed", epilog="Example: spade checkpoint deepspeed runs/base --out base-deepspeed"
+    )(deepspeed)
     application.add_typer(group, name="checkpoint")
 
 
@@ -155,6 +158,41 @@ def prune(
         say(f"{done} {item.path} ({human_bytes(item.size_bytes)})")
     if not leaving:
         say(f"{run}: the rules keep every checkpoint")
+
+
+def deepspeed(
+    place: Annotated[Path, typer.Argument(help="Run folder or checkpoint.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    as_json: _Json = False,
+) -> None:
+    """Write a checkpoint's weights as DeepSpeed lays them out.
+
+    DeepSpeed's own tools read the folder, such as python -m deepspeed.utils.zero_to_fp32 OUT FILE.
+    It holds no optimizer, so that nothing can be trained on from it.
+    """
+    if not place.is_dir():
+        raise CommandError(f"{place}: no such folder; name a run folder or one of its checkpoints")
+    from pretrain.checkpoints.checkpoint_format import latest_complete
+    from pretrain.checkpoints.deepspeed_layout import write_deepspeed_folder
+
+    checkpoint = latest_complete(place) if (place / "checkpoints").is_dir() else place
+    written = write_deepspeed_folder(checkpoint, out)
+    if as_json:
+        print_json(
+            {
+                "path": str(written.path),
+                "checkpoint": str(checkpoint),
+                "tag": written.tag,
+                "ranks": written.ranks,
+                "size_bytes": written.size_bytes,
+            }
+        )
+        return
+    say(
+        f"{written.path}: {written.tag} of {written.ranks} ranks, "
+        f"{human_bytes(written.size_bytes)}; python -m deepspeed.utils.zero_to_fp32 "
+        f"{written.path} WEIGHTS puts it together"
+    )
 
 
 def _check_run(run: Path) -> None:

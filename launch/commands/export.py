@@ -28,24 +28,30 @@ def export(
         Path, typer.Argument(help="Run folder or checkpoint.", metavar="RUN_OR_CHECKPOINT")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    dtype: Annotated[str, typer.Option(help="Type of the weights: float32 or bfloat16.")] = (
-        "float32"
-    ),
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Type of the weights: float32, bfloat16 or float16; the state-space part is "
+            "float32 in any case."
+        ),
+    ] = "float32",
+    max_shard_size: Annotated[
+        str, typer.Option(help="Largest file of weights, such as 500MB, 5GB or 2GiB.")
+    ] = "5GB",
     as_json: _Json = False,
 ) -> None:
     """Write a Hugging Face directory from a checkpoint.
 
-    Of a run, the newest complete one is taken. It is done only after a process of its own has
-    loaded it and found the same logits and ids.
+    Of a run, the newest complete one is taken; neither its GPUs nor as many processes are needed.
+    It is done only after processes of their own, with our package and without it, have loaded it
+    and found the same logits, generated the same tokens and read texts as the same ids.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise typer.BadParameter(f"--dtype {dtype}: use float32 or bfloat16")
     if not source.exists():
         raise CommandError(f"{source}: no such folder; name a run or one of its checkpoints")
     _quiet_transformers()
     from pretrain.exporting.export import export as write
 
-    report = write(source, out, dtype="bfloat16" if dtype == "bfloat16" else "float32")
+    report = write(source, out, dtype=dtype, max_shard_size=max_shard_size)
     if as_json:
         print_json(dataclasses.asdict(report))
         return
@@ -53,10 +59,14 @@ def export(
         f"{report.path}: step {report.step}, {report.parameters:,} parameters as {report.dtype}, "
         f"{human_bytes(report.size_bytes)} in {len(report.files)} files"
     )
+    found = report.comparison
     say(
-        f"loaded by transformers in another process: logits differ by {report.logit_difference:.1e}"
-        f" at most, by {report.cache_difference:.1e} with the cache; ids of {report.texts} texts "
-        f"as SentencePiece's ({report.ties} with a tie broken otherwise)"
+        "loaded by transformers in other processes, with our package and with the folder's own "
+        f"code: logits differ by {found.logit_difference:.1e} at most, by "
+        f"{found.cache_difference:.1e} with the cache; {found.greedy_tokens} tokens of greedy "
+        f"decoding and {found.beam_tokens} of beam search are the pretrained model's, with the "
+        f"cache and without; ids of {found.texts} texts as SentencePiece's ({found.ties} with a "
+        "tie broken otherwise)"
     )
 
 

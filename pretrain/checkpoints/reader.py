@@ -61,6 +61,19 @@ class CheckpointReader:
         whole = [name for name in self._whole.names if not name.startswith(OPTIMIZER)]
         return [*self.manifest["parameters"], *whole]
 
+    def describe(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Type and shape of a parameter or buffer, as `read_full` gives it.
+
+        Raises:
+            CheckpointError: If the checkpoint does not hold it.
+        """
+        shape = self.manifest["parameters"].get(name)
+        if shape is not None:
+            return torch.float32, tuple(shape)
+        if name not in self._whole:
+            raise CheckpointError(f"{self.path}: holds no tensor {name}: another model?")
+        return self._whole.describes(name)
+
     def read_full(self, name: str) -> torch.Tensor:
         """One whole parameter or buffer in its own shape.
 

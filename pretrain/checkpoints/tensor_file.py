@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,18 +70,40 @@ def write_tensors(
     Raises:
         OSError: If the file exists or cannot be written.
     """
+    described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_described(path, described, tensors.__getitem__, metadata)
+
+
+def write_described(
+    path: Path,
+    described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> WrittenFile:
+    """Write a new safetensors file to the disk, asking for each tensor when its turn has come.
+
+    Args:
+        path: The file.
+        described: Type and shape of each tensor, by name.
+        read: Name to a host tensor of that type and shape; let go once it is written.
+        metadata: Words for the header.
+
+    Raises:
+        OSError: If the file exists or cannot be written.
+    """
     # Wide types first, as the format's own library does: every tensor is aligned to its type.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(described, key=lambda name: (-described[name][0].itemsize, name))
     header: dict[str, Any] = {_METADATA: dict(metadata)}
     begin = 0
     for name in names:
-        tensor = tensors[name]
+        dtype, shape = described[name]
+        end = begin + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": _TYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, begin + tensor.nbytes],
+            "dtype": _TYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
         }
-        begin += tensor.nbytes
+        begin = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
@@ -89,7 +111,9 @@ def write_tensors(
         yield len(text).to_bytes(8, "little")
         yield text
         for name in names:
-            yield _bytes_of(tensors[name])
+            tensor = read(name)
+            assert (tensor.dtype, tuple(tensor.shape)) == described[name], name
+            yield _bytes_of(tensor)
 
     return _write_blocks(path, blocks())
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,20 +20,20 @@ from pretrain.checkpoints.checkpoint_format import (
     load_run_config,
     verify_checkpoint,
 )
-from pretrain.checkpoints.reader import load_weights
 from pretrain.config import RunConfig
-from pretrain.exporting.export_check import compare_in_another_process
+from pretrain.exporting.curve import CURVE_FILE, draw_curve, read_curve
+from pretrain.exporting.errors import ExportError
+from pretrain.exporting.export_check import Comparison, compare_in_another_process
 from pretrain.exporting.model_card import model_card
+from pretrain.exporting.provenance import FORMAT, PROVENANCE, provenance_of
+from pretrain.exporting.reference import make_reference
+from pretrain.exporting.weights import (
+    DEFAULT_SHARD_SIZE,
+    CheckpointWeights,
+    check_type,
+    parse_size,
+)
 from pretrain.run_folder import RunFolder, write_json
-from pretrain.telemetry.metrics import read_metrics
-from spade_model import SpadeForSeq2Seq
-
-PROVENANCE = "provenance.json"
-FORMAT = "spade-export"
-
-
-class ExportError(ValueError):
-    """A checkpoint that cannot be exported, or an export that is not what it should be."""
 
 
 @dataclass(frozen=True)
@@ -51,44 +52,44 @@ class ExportReport:
     size_bytes: int
     """Of all files."""
     files: tuple[str, ...]
-    logit_difference: float
-    """Largest absolute difference from the pretrained model's logits, in float32."""
-    cache_difference: float
-    """Largest absolute difference between logits decoded with a cache and without."""
-    texts: int
-    """Texts whose ids were compared with SentencePiece's."""
-    ties: int
-    """Texts in which a segmentation of equal score was chosen."""
+    comparison: Comparison
+    """What was compared; it has no problems."""
 
 
 def export(
-    source: Path, out: Path, *, dtype: Literal["float32", "bfloat16"] = "float32"
+    source: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
 ) -> ExportReport:
     """Write a checkpoint as a Hugging Face directory.
 
-    The folder appears at `out` only after a process of its own has loaded it from there on the
-    disk and found the pretrained model's logits and the tokenizer's ids.
+    The folder appears at `out` only after processes of their own have loaded it from there on the
+    disk, one with the folder's own code and one with ours, and found the pretrained model's logits,
+    what it generates, and the tokenizer's ids. At no time is more than one copy of the weights in
+    memory.
 
     Args:
         source: A run's folder, whose newest complete checkpoint is taken, or a checkpoint.
         out: Where to write: absent, empty, or an earlier export, which is replaced.
-        dtype: Type of the weights outside the state-space layers.
+        dtype: Type of the weights outside the state-space layers: float32, bfloat16 or float16.
+        max_shard_size: Largest file of weights, such as ``5GB``, ``500MB`` or ``2GiB``.
 
     Returns:
         What was written and compared.
 
     Raises:
         ExportError: If `source` is neither, the checkpoint is damaged, the tokenizer is another
-            one, `out` holds something else, the disk refuses, or the folder differs from the
-            checkpoint. Nothing is left at `out` then, and an earlier export stays.
+            one, `out` holds something else, a type or size is none, the disk refuses, or the folder
+            differs from the checkpoint. Nothing is left at `out` then, and an earlier export stays.
         CheckpointError: If the checkpoint cannot be read.
         DataError: If the tokenizer cannot be read.
     """
+    kind, max_shard_bytes = check_type(dtype), parse_size(max_shard_size)
     _need_transformers()
     if out.name in ("", ".."):
         out = out.resolve()
-    if dtype not in ("float32", "bfloat16"):
-        raise ExportError(f"dtype {dtype!r} is unknown; use float32 or bfloat16")
     checkpoint = _find_checkpoint(source)
     _check_replaceable(out)
     problems = verify_checkpoint(checkpoint)
@@ -97,50 +98,34 @@ def export(
     config = load_run_config(checkpoint)
     facts = checkpoint_facts(checkpoint)
     tokenizer = _load_tokenizer(config, facts, checkpoint)
-    plain = _load_plain_model(config, checkpoint, dtype)
+    weights = CheckpointWeights(checkpoint, kind)
+    # The model goes as soon as it has spoken.
+    reference = make_reference(weights.load_plain_model(config), config.data.input_length_tokens)
+    curve = read_curve(RunFolder(checkpoint.parent.parent).metrics_path, facts["step"])
+    known = {"parameters": weights.parameters, "dtype": dtype}
+    provenance = provenance_of(config, facts, tokenizer, checkpoint.name, curve, known)
 
-    partial, replaced = (out.with_name(out.name + end) for end in (".partial", ".replaced"))
-    _check_replaceable(partial)
-    _check_replaceable(replaced)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir()
-        provenance = _provenance(config, facts, tokenizer, checkpoint, plain, dtype)
+    def write(folder: Path) -> Comparison:
         # First, so that what an interruption leaves behind is known to be ours.
-        write_json(partial / PROVENANCE, provenance)
-        (partial / "README.md").write_text(model_card(provenance), encoding="utf-8")
-        _write_model(partial, config, plain, dtype)
-        _write_tokenizer(partial, config, tokenizer)
-        comparison = compare_in_another_process(partial, config, tokenizer, plain)
-        if comparison.problems:
-            raise ExportError(f"{out}: not written: {'; '.join(comparison.problems)}")
-        files = sorted(partial.iterdir())
-        size_bytes = sum(file.stat().st_size for file in files)
-        _put_in_place(partial, out, replaced)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ExportError(
-            f"{out}: not written: {reason}; free space or mend permissions"
-        ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_json(folder / PROVENANCE, provenance)
+        (folder / "README.md").write_text(model_card(provenance), encoding="utf-8")
+        draw_curve(curve, folder / CURVE_FILE)
+        _write_model(folder, config, weights, max_shard_bytes)
+        _write_tokenizer(folder, config, tokenizer)
+        return compare_in_another_process(folder, reference, tokenizer)
+
+    comparison = _write_all_or_nothing(out, write)
+    files = sorted(out.iterdir())
     return ExportReport(
         path=out,
         checkpoint=checkpoint,
         step=facts["step"],
         tokens_seen=facts["tokens_seen"],
-        parameters=provenance["parameters"],
+        parameters=weights.parameters,
         dtype=dtype,
-        size_bytes=size_bytes,
+        size_bytes=sum(file.stat().st_size for file in files),
         files=tuple(file.name for file in files),
-        logit_difference=comparison.logit_difference,
-        cache_difference=comparison.cache_difference,
-        texts=comparison.texts,
-        ties=comparison.ties,
+        comparison=comparison,
     )
 
 
@@ -207,88 +192,43 @@ def _load_tokenizer(
     return tokenizer
 
 
-def _load_plain_model(config: RunConfig, checkpoint: Path, dtype: str) -> SpadeForSeq2Seq:
-    """The pretrained network in float32, its weights rounded to what the export will hold."""
-    plain = SpadeForSeq2Seq(config.model)
-    weights = load_weights(checkpoint)
-    if dtype == "bfloat16":
-        weights = {
-            name: value if ".state_space." in name else value.to(torch.bfloat16).float()
-            for name, value in weights.items()
-        }
+def _write_all_or_nothing(out: Path, write: Callable[[Path], Comparison]) -> Comparison:
+    """Have a folder written beside `out` and put it there if it is what it should be.
+
+    Raises:
+        ExportError: If it is not, or the disk refuses.
+    """
+    partial, replaced = (out.with_name(out.name + end) for end in (".partial", ".replaced"))
+    _check_replaceable(partial)
+    _check_replaceable(replaced)
     try:
-        plain.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(f"{checkpoint}: its weights do not fit its model: {reason}") from error
-    plain.lm_head.weight = plain.model.shared.weight
-    return plain.eval()
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        comparison = write(partial)
+        if comparison.problems:
+            raise ExportError(f"{out}: not written: {'; '.join(comparison.problems)}")
+        _put_in_place(partial, out, replaced)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ExportError(
+            f"{out}: not written: {reason}; free space or mend permissions"
+        ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return comparison
 
 
-def _provenance(
-    config: RunConfig,
-    facts: dict[str, Any],
-    tokenizer: DocumentTokenizer,
-    checkpoint: Path,
-    plain: SpadeForSeq2Seq,
-    dtype: str,
-) -> dict[str, Any]:
-    """Everything known about the checkpoint. No paths: the folder is made to be given away."""
-    settings = config.to_dict()
-    objective = config.data.make_objective()
-    return {
-        "format": FORMAT,
-        "format_version": 1,
-        "run": config.name,
-        "checkpoint": checkpoint.name,
-        "step": facts["step"],
-        "sample_index": facts["sample_index"],
-        "tokens_seen": facts["tokens_seen"],
-        "parameters": sum(parameter.numel() for parameter in plain.parameters()),
-        "dtype": dtype,
-        "code_version": facts["code_version"],
-        "fingerprints": facts["fingerprints"],
-        "heldout": _heldout_losses(checkpoint, facts["step"]),
-        "tokenizer": {
-            name: getattr(tokenizer, name)
-            for name in (
-                "vocab_size",
-                "piece_count",
-                "sentinel_count",
-                "pad_token_id",
-                "eos_token_id",
-                "unk_token_id",
-            )
-        }
-        | {"segment_pattern": SEGMENT_PATTERN},
-        "objective": {
-            "input_length_tokens": objective.input_length_tokens,
-            "target_length_tokens": objective.target_length_tokens,
-            **settings["data"]["objective"],
-        },
-        "model": config.model.to_dict(),
-        "training": settings["train"],
-        "optimizer": settings["optimizer"],
-        "schedule": settings["schedule"],
-    }
+def _write_model(
+    folder: Path, config: RunConfig, weights: CheckpointWeights, max_shard_bytes: int
+) -> None:
+    from spade_model.huggingface.saving import save_settings
 
-
-def _heldout_losses(checkpoint: Path, step: int) -> dict[str, Any] | None:
-    """The evaluation made at a checkpoint's step, if its run's metrics are still beside it."""
-    folder = RunFolder(checkpoint.parent.parent)
-    for line in reversed(read_metrics(folder.metrics_path)):
-        if line.get("step") == step and "eval/heldout/loss" in line:
-            return {key: value for key, value in line.items() if key.startswith("eval/")} | {
-                "step": step
-            }
-    return None
-
-
-def _write_model(partial: Path, config: RunConfig, plain: SpadeForSeq2Seq, dtype: str) -> None:
-    from spade_model.huggingface.saving import save_seq2seq
-
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    save_seq2seq(partial, config.model, plain.state_dict(), kind)
+    save_settings(folder, config.model, getattr(torch, weights.dtype))
+    weights.write(folder, max_shard_bytes)
 
 
 def _write_tokenizer(partial: Path, config: RunConfig, tokenizer: DocumentTokenizer) -> None:

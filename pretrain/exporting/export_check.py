@@ -1,9 +1,11 @@
-"""The pretrained model and its tokenizer against an exported folder, as a stranger loads it."""
+"""The pretrained model and its tokenizer against an exported folder, as strangers load it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,15 +14,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
-from pretrain.config import RunConfig
 from pretrain.run_folder import write_json
-from spade_model import SpadeForSeq2Seq
 
-_INPUT_TOKENS = 512
-_TARGET_TOKENS = 32
+_CHECK = "spade_model.huggingface.self_check"
 _RANDOM_LINES = 64
+_LONG_LINES = 2000
 _SAMPLE_TEXTS = (
     "",
     "One line without an end",
@@ -40,6 +41,10 @@ class Comparison:
     """Largest absolute difference from the pretrained model's logits, in float32."""
     cache_difference: float = 0.0
     """Largest absolute difference between logits decoded with a cache and without."""
+    greedy_tokens: int = 0
+    """Tokens of each row whose greedy ids were compared, with a cache and without."""
+    beam_tokens: int = 0
+    """The same with beam search."""
     texts: int = 0
     """Texts whose ids were compared with SentencePiece's."""
     ties: int = 0
@@ -47,35 +52,41 @@ class Comparison:
 
 
 def compare_in_another_process(
-    folder: Path, config: RunConfig, tokenizer: DocumentTokenizer, plain: SpadeForSeq2Seq
+    folder: Path, reference: dict[str, Tensor], tokenizer: DocumentTokenizer
 ) -> Comparison:
-    """Load a folder offline, with `transformers` and our classes alone, and compare.
+    """Load a folder offline, with its own code and then with ours, and compare.
 
     Args:
         folder: The exported folder.
-        config: Of the run.
+        reference: What the pretrained network says, see `reference.make_reference`.
         tokenizer: That the run's data were written with.
-        plain: The pretrained network with the weights that the folder should hold.
 
     Raises:
-        OSError: If the texts and logits to compare with cannot be written.
+        OSError: If the texts and tensors to compare with cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="spade-export-") as name:
-        reference = Path(name)
-        _write_reference(reference, config, tokenizer, plain)
-        packages = str(Path(__file__).resolve().parent.parent)
+        place = Path(name)
+        save_file(
+            {key: value.contiguous() for key, value in reference.items()},
+            place / "tensors.safetensors",
+        )
+        _write_texts(place, tokenizer)
+        # Started from there as a script, so that nothing of ours is where Python looks first.
+        script = place / "check_export.py"
+        shutil.copyfile(_check_source(), script)
+        packages = Path(__file__).resolve().parent.parent.parent
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
+            # Copies of the folder's code, which must not stay where others find them.
+            "HF_MODULES_CACHE": str(place / "modules"),
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
-            "PYTHONPATH": os.pathsep.join(filter(None, [packages, os.environ.get("PYTHONPATH")])),
         }
-        command = [sys.executable, "-m", "spade_model.huggingface.self_check"]
         result = subprocess.run(
-            [*command, str(folder.resolve()), str(reference)],
+            [sys.executable, str(script), str(folder.resolve()), str(place), str(packages)],
             capture_output=True,
             text=True,
             env=environment,
-            cwd=reference,
+            cwd=place,
             check=False,
         )
     if result.returncode != 0:
@@ -86,38 +97,34 @@ def compare_in_another_process(
     return Comparison(**found)
 
 
-def _write_reference(
-    reference: Path, config: RunConfig, tokenizer: DocumentTokenizer, plain: SpadeForSeq2Seq
-) -> None:
-    """What the pretrained model and the tokenizer say; see `spade_model.huggingface.self_check`."""
+def _check_source() -> Path:
+    """The check's file, found without importing it."""
+    specification = importlib.util.find_spec("spade_model")
+    assert specification is not None, "our own package"
+    assert specification.origin is not None, "a package with a file"
+    package = Path(specification.origin).parent
+    return package.joinpath(*_CHECK.split(".")[1:]).with_suffix(".py")
+
+
+def _write_texts(place: Path, tokenizer: DocumentTokenizer) -> None:
+    """Texts with the ids they have in pretraining; see `spade_model.huggingface.self_check`."""
     generator = torch.Generator().manual_seed(0)
-    length = min(config.data.input_length_tokens, _INPUT_TOKENS)
-    targets = min(config.model.max_target_length_tokens, _TARGET_TOKENS)
-    first, last = config.model.eos_token_id + 1, config.model.vocab_size
-    input_ids = torch.randint(first, last, (2, length), generator=generator)
-    labels = torch.randint(first, last, (2, targets), generator=generator)
-    attention_mask = torch.ones_like(input_ids)
-    attention_mask[1, length // 2 :] = 0
-    with torch.no_grad():
-        logits = plain(input_ids, labels, attention_mask=attention_mask.bool()).logits
-    tensors = {
-        "input_ids": input_ids,
-        "labels": labels,
-        "attention_mask": attention_mask,
-        "logits": logits,
-    }
-    save_file(tensors, reference / "tensors.safetensors")
     pieces = torch.randint(
         tokenizer.unk_token_id + 1, tokenizer.piece_count, (_RANDOM_LINES, 20), generator=generator
+    )
+    lines = torch.randint(
+        tokenizer.unk_token_id + 1, tokenizer.piece_count, (_LONG_LINES, 25), generator=generator
     )
     texts = [
         *_SAMPLE_TEXTS,
         Path(__file__).read_text(encoding="utf-8"),
         # Every corner of the vocabulary; single bytes that form no character become U+FFFD.
         *(tokenizer.decode(row.numpy()) for row in pieces),
+        # Scores summed over a whole document would be rounded to other ids than its lines have.
+        "\n".join(tokenizer.decode(row.numpy()) for row in lines),
     ]
     content = {
         "sentinel_count": tokenizer.sentinel_count,
         "documents": [{"text": text, "ids": tokenizer.encode(text).tolist()} for text in texts],
     }
-    write_json(reference / "texts.json", content)
+    write_json(place / "texts.json", content)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from pretrain.exporting.export import ExportError, is_export
+from pretrain.exporting.errors import ExportError
+from pretrain.exporting.export import is_export
 
 _REPLACEMENT = "\ufffd"
 _SENTINEL_PREFIX = "<extra_id_"

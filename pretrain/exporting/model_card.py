@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain.exporting.curve import CURVE_FILE
+from pretrain.exporting.input_format import input_format, task_in_words
+from pretrain.initial_weights import INITIAL_WEIGHTS
 from spade_model.config import SpadeConfig
 
 _LOSS_NAMES = {
@@ -25,13 +28,14 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     return (
         "\n\n".join(
             [
-                _front_matter(),
+                _front_matter(provenance),
                 f"# {provenance['run']}: a SPADE encoder-decoder",
                 _introduction(provenance),
                 _loading(),
-                _input_format(provenance),
+                input_format(provenance),
                 _pretraining(provenance),
                 _losses(provenance),
+                _curve(provenance),
                 _fine_tuning(provenance),
             ]
         )
@@ -39,8 +43,10 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def _front_matter() -> str:
-    tags = ("spade", "state-space-model", "long-document", "encoder-decoder", "span-corruption")
+def _front_matter(provenance: Mapping[str, Any]) -> str:
+    # Neither language nor license: nobody has told us the corpora's.
+    kind = provenance["objective"]["kind"].replace("_", "-")
+    tags = ("spade", "state-space-model", "long-document", "encoder-decoder", kind, "custom_code")
     lines = ["library_name: transformers", "pipeline_tag: text2text-generation", "tags:"]
     return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
 
@@ -55,8 +61,9 @@ def _introduction(provenance: Mapping[str, Any]) -> str:
         mixing += f", beside it a state-space layer ({name}) in {count} of its layers"
     return (
         f"A long-document encoder-decoder with {provenance['parameters']:,} parameters: {mixing}, "
-        "and full attention in the decoder. It was pretrained to fill in masked spans of text and "
-        "has seen no other task: fine-tune it before you ask it for anything else."
+        "and full attention in the decoder. It was pretrained "
+        f"{task_in_words(provenance['objective']['kind'])} and has seen no other task: fine-tune "
+        "it before you ask it for anything else."
     )
 
 
@@ -76,29 +83,15 @@ output = model.generate(**batch, max_new_tokens=20)
 print(tokenizer.decode(output[0]))
 ```
 
+Without that package, leave out its import and pass `trust_remote_code=True` to both calls: the
+folder brings the code of its classes. It holds an encoder-decoder; `AutoModel`,
+`AutoModelForTextEncoding`, `AutoModelForSequenceClassification`, `AutoModelForTokenClassification`
+and `AutoModelForQuestionAnswering` take from it what they need. With neither, `AutoTokenizer` asks
+whether to trust the folder; `PreTrainedTokenizerFast.from_pretrained(folder)` does not.
+
 `tokenizer.json` needs neither SentencePiece nor protobuf; `spiece.model` is the same vocabulary as
 a SentencePiece model. Pass the `attention_mask` with every padded batch, as above: padding on
 either side then changes nothing."""
-
-
-def _input_format(provenance: Mapping[str, Any]) -> str:
-    tokenizer, objective = provenance["tokenizer"], provenance["objective"]
-    first = tokenizer["vocab_size"] - 1
-    return f"""## Input and output
-
-- Input: text in which each masked span is one sentinel, `<extra_id_0>` for the first,
-  `<extra_id_1>` for the second and so on, and `</s>` at the end, which the tokenizer appends.
-- Target: `<extra_id_0>`, the tokens of the first span, `<extra_id_1>`, those of the second, …, and
-  `</s>`. The decoder starts from `<pad>`.
-- Ids: `<pad>` {tokenizer["pad_token_id"]}, `</s>` {tokenizer["eos_token_id"]}, `<unk>` \
-{tokenizer["unk_token_id"]}; sentinel k has id {first} - k, down to \
-{tokenizer["piece_count"]} (there are {tokenizer["sentinel_count"]}).
-- Spaces, tabs and line ends are kept as they are, and every character can be represented. Text is
-  tokenized line by line.
-- Lengths in pretraining: {objective["input_length_tokens"]:,} input tokens and \
-{objective["target_length_tokens"]:,} target tokens.
-  Longer inputs are possible; targets are limited to \
-{provenance["model"]["max_target_length_tokens"]:,} tokens by the decoder's positions."""
 
 
 def _pretraining(provenance: Mapping[str, Any]) -> str:
@@ -118,24 +111,27 @@ def _pretraining(provenance: Mapping[str, Any]) -> str:
             else f"{provenance['dtype']}, state-space layers float32"
         ),
         "code": f"`{provenance['code_version']}`",
-        **{
-            f"{name.replace('train', 'training', 1)} data": f"`{value}`"
-            for name, value in fingerprints.items()
-            if name.partition(".")[0] == "train"
-        },
-        **{
-            f"{name.replace('heldout', 'held-out', 1)} data": f"`{value}`"
-            for name, value in fingerprints.items()
-            if name.partition(".")[0] == "heldout"
-        },
+        **_named(fingerprints, "train", "training"),
+        **_named(fingerprints, "heldout", "held-out"),
         "tokenizer": f"`{fingerprints['tokenizer']}`",
     }
+    if INITIAL_WEIGHTS in fingerprints:
+        rows["began from weights with SHA-256"] = f"`{fingerprints[INITIAL_WEIGHTS]}`"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "## Pretraining\n\n| | |\n|---|---|\n"
         f"{table}\n\nData sets and tokenizer are named by the SHA-256 of their manifests. "
         "`provenance.json` has the whole configuration."
     )
+
+
+def _named(fingerprints: Mapping[str, str], role: str, word: str) -> dict[str, str]:
+    """Fingerprints of the data sets of one role, by name for people."""
+    return {
+        f"{name.replace(role, word, 1)} data": f"`{value}`"
+        for name, value in fingerprints.items()
+        if name.partition(".")[0] == role
+    }
 
 
 def _losses(provenance: Mapping[str, Any]) -> str:
@@ -162,12 +158,39 @@ def _losses(provenance: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _curve(provenance: Mapping[str, Any]) -> str:
+    rows = provenance["curve"]
+    if not rows:
+        return "## Training curve\n\nNo metrics were found beside this checkpoint."
+    lines = [
+        "## Training curve",
+        "",
+        f"![Training and held-out loss over the steps]({CURVE_FILE})",
+        "",
+        "Nats a token; training losses are means since the row before, held-out ones the newest.",
+        "",
+        "| step | tokens seen | training loss | held-out loss |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        tokens, heldout = row["tokens_seen"], row["heldout_loss"]
+        cells = (
+            f"{row['step']:,}",
+            "" if tokens is None else f"{tokens:,}",
+            f"{row['loss']:.4f}",
+            "" if heldout is None else f"{heldout:.4f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _fine_tuning(provenance: Mapping[str, Any]) -> str:
     lines = ["## Fine-tuning", ""]
     lines.append(
         "`AutoModelForSeq2SeqLM` for text to text, `AutoModelForSequenceClassification` for "
-        "classes, several answers or numbers (encoder alone, mean over tokens). For LoRA name "
-        '`target_modules=["query_key_value", "query", "key_value", "output"]`.'
+        "classes, several answers or numbers (encoder alone, mean over tokens). LoRA by default "
+        'adapts `target_modules=["query_key_value", "query", "key_value"]`; name "output" and the '
+        "feed-forward layers as well for more, never the state-space layers."
     )
     if SpadeConfig.from_dict(provenance["model"]).state_space_layer_indices:
         lines.append(

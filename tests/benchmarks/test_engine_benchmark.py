@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Each start of a run costs seconds: `start` and `resume` are left to people.
-QUESTIONS = ("overhead", "stall", "kills")
+QUESTIONS = ("overhead", "stall", "export", "kills")
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.engine", *QUESTIONS, "--smoke"]
     command += ["--out", str(tmp_path / "out"), "--folder", str(tmp_path / "work")]
     done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -29,6 +29,8 @@ def test_every_question_is_answered(tmp_path: Path) -> None:
         assert row["engine s"] > 0
         assert row["bare s"] > 0
     assert [row["saves"] for row in tables["stall"]] == [2, 2]
+    assert [row["stored as"] for row in tables["export"]] == ["float32", "bfloat16", "float16"]
+    assert all(row["peak MB"] > row["imports MB"] > 0 for row in tables["export"])
     (killed,) = tables["kills"]
     assert killed["kills"] == killed["restarts"] == 1
     equal, compared = map(int, killed["losses equal"].split("/"))

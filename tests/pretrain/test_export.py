@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoint_parts import recut
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_disk import mounted
 from worker_processes import train
 
 pytest.importorskip("transformers")
@@ -22,7 +25,7 @@ pytest.importorskip("transformers")
 import pretrain.exporting.export as export_module
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.checkpoints.checkpoint_format import latest_complete, load_run_config
-from pretrain.checkpoints.reader import load_weights
+from pretrain.checkpoints.reader import CheckpointReader, load_weights
 from pretrain.exporting.export import ExportError, ExportReport, export
 from spade_model import SpadeForSeq2Seq
 
@@ -42,6 +45,7 @@ FILES = {
     "spiece.model",
     "tokenizer.json",
     "tokenizer_config.json",
+    "training-curve.png",
 }
 
 
@@ -113,9 +117,12 @@ def test_report_says_what_was_written_and_compared(run: Path, report: ExportRepo
     assert set(report.files) == FILES == {path.name for path in report.path.iterdir()}
     assert report.size_bytes == sum(path.stat().st_size for path in report.path.iterdir())
     assert report.parameters == sum(p.numel() for p in plain_model(checkpoint).parameters())
-    assert report.logit_difference <= 1e-5
-    assert report.cache_difference <= 1e-4
-    assert report.texts > 60
+    found = report.comparison
+    assert found.problems == ()
+    assert found.logit_difference <= 1e-5
+    assert found.cache_difference <= 1e-4
+    assert min(found.greedy_tokens, found.beam_tokens) >= 6
+    assert found.texts > 60
     assert leftovers(report.path) == ["model"]
     assert len({path.stat().st_mode for path in report.path.iterdir()}) == 1
 
@@ -160,21 +167,67 @@ def test_a_clean_process_gets_the_trained_models_numbers(run: Path, exported: Pa
     assert ids[0].tolist() == [*first.tolist(), sentinel, *second.tolist(), 1]
 
 
-def test_weights_are_the_checkpoints(run: Path, exported: Path, tmp_path: Path) -> None:
+def stored_in(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of all files of weights."""
+    return {
+        name: value
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+def test_weights_are_the_checkpoints(run: Path, exported: Path) -> None:
     expected = load_weights(latest_complete(run))
-    stored = load_file(exported / "model.safetensors")
+    stored = stored_in(exported)
     assert stored.keys() == expected.keys() - {"lm_head.weight"}
     for name, tensor in stored.items():
         assert torch.equal(tensor, expected[name]), name
+    with safe_open(exported / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
-    report = export(latest_complete(run), tmp_path / "half", dtype="bfloat16")
-    assert report.logit_difference <= 1e-5
-    for name, tensor in load_file(tmp_path / "half" / "model.safetensors").items():
-        kind = torch.float32 if ".state_space." in name else torch.bfloat16
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_weights_in_shards(run: Path, tmp_path: Path, dtype: str) -> None:
+    """The state space stays float32; the index names every tensor once."""
+    from transformers import AutoConfig
+
+    limit = 20_000
+    out = tmp_path / "half"
+    report = export(latest_complete(run), out, dtype=dtype, max_shard_size="20KB")
+    assert report.comparison.logit_difference <= 1e-5
+    expected, stored = load_weights(latest_complete(run)), stored_in(out)
+    assert stored.keys() == expected.keys() - {"lm_head.weight"}
+    for name, tensor in stored.items():
+        kind = torch.float32 if ".state_space." in name else getattr(torch, dtype)
         assert tensor.dtype == kind, name
         assert torch.equal(tensor, expected[name].to(kind)), name
-    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
-    assert "state-space layers float32" in (tmp_path / "half" / "README.md").read_text()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == stored.keys()
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in stored.values())
+    files = sorted(out.glob("*.safetensors"))
+    assert {file.name for file in files} == set(index["weight_map"].values())
+    assert len(files) > 3
+    assert [file.name for file in files] == [
+        f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)
+    ]
+    for file in files:
+        inside = load_file(file)
+        assert len(inside) == 1 or sum(value.nbytes for value in inside.values()) <= limit
+        assert all(index["weight_map"][name] == file.name for name in inside)
+    assert AutoConfig.from_pretrained(out, trust_remote_code=False).dtype == getattr(torch, dtype)
+    assert "state-space layers float32" in (out / "README.md").read_text()
+
+
+def test_any_ranks_can_have_written_the_weights_and_nothing_else_is_read(
+    run: Path, exported: Path, tmp_path: Path
+) -> None:
+    """Three ranks' files hold no states of an optimizer at all."""
+    checkpoint = recut(latest_complete(run), tmp_path / "run", 3)
+    again = export(checkpoint, tmp_path / "again")
+    assert again.step == 4
+    assert "No metrics were found" in (again.path / "README.md").read_text()
+    weights = "model.safetensors"
+    assert (again.path / weights).read_bytes() == (exported / weights).read_bytes()
 
 
 def test_the_card_states_facts_and_no_paths(run: Path, exported: Path) -> None:
@@ -193,8 +246,17 @@ def test_the_card_states_facts_and_no_paths(run: Path, exported: Path) -> None:
         *provenance["fingerprints"].values(),
         "64 input tokens",
         "<extra_id_0>",
+        "![Training and held-out loss over the steps](training-curve.png)",
+        *(f"| {row['step']} |" for row in provenance["curve"]),
     ):
         assert fact in card, fact
+    trained = [line["loss"] for line in metrics if "loss" in line]
+    assert [row["step"] for row in provenance["curve"]] == [1, 2, 3, 4]
+    assert [row["loss"] for row in provenance["curve"]] == trained
+    assert provenance["curve"][-1]["heldout_loss"] == evaluation["eval/heldout/loss"]
+    assert (exported / "training-curve.png").read_bytes().startswith(b"\x89PNG")
+    assert {"custom_code", "span-corruption"} <= set(front["tags"])
+    assert not {"license", "language"} & front.keys(), "nobody told us"
     for file in exported.glob("*.*"):
         if file.suffix in (".md", ".json"):
             assert str(run.parent) not in file.read_text(encoding="utf-8"), file
@@ -243,29 +305,35 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no complete checkpoint"):
             export(tmp_path / "empty", out)
         with pytest.raises(ExportError, match="float16"):
-            export(run, out, dtype="float16")  # type: ignore[arg-type]
+            export(run, out, dtype="float8")
+        with pytest.raises(ExportError, match="max_shard_size"):
+            export(run, out, max_shard_size="5")
         with pytest.raises(ExportError, match="not written"):
             export(run, Path(__file__) / "out")
         assert not leftovers(out)
 
-    @pytest.mark.parametrize("size", ["8k", "64k", "236k", "256k"])
+    @pytest.mark.parametrize("size", ["8k", "200k", "430k", "570k"])
     def test_a_full_disk_leaves_nothing(self, run: Path, tmp_path: Path, size: str) -> None:
-        """An export takes 272 KiB; the disk is full at the card, weights or tokenizer."""
-        if os.geteuid() != 0:
-            pytest.skip("mounting a small file system needs root")
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if mounted.returncode != 0:
-            pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-        try:
+        """The disk is full at the card, at the code, between two shards, at the tokenizer."""
+        with mounted(tmp_path / "disk", size) as disk:
             with pytest.raises(ExportError, match="No space left") as caught:
-                export(run, disk / "out")
+                export(run, disk / "out", max_shard_size="50KB")
             assert "\n" not in str(caught.value)
             assert list(disk.iterdir()) == []
-        finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    def test_numbers_beyond_float16(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        large = torch.full((576, 32), 70_000.0)
+        read = CheckpointReader.read_full
+        monkeypatch.setattr(
+            CheckpointReader,
+            "read_full",
+            lambda self, name: large if name == "model.shared.weight" else read(self, name),
+        )
+        with pytest.raises(ExportError, match="beyond float16's 65504; use bfloat16"):
+            export(run, tmp_path / "out", dtype="float16")
+        assert not leftovers(tmp_path / "out")
 
     def test_damaged_checkpoints(self, run: Path, tmp_path: Path) -> None:
         copy = tmp_path / "step-00000004"
@@ -275,6 +343,12 @@ class TestRefusals:
         content[-100] ^= 1
         victim.write_bytes(content)
         with pytest.raises(ExportError, match="damaged"):
+            export(copy, tmp_path / "out")
+        victim.write_bytes(content[:-1000])
+        with pytest.raises(ExportError, match="export an earlier checkpoint"):
+            export(copy, tmp_path / "out")
+        victim.unlink()
+        with pytest.raises(ExportError, match="missing"):
             export(copy, tmp_path / "out")
         assert not leftovers(tmp_path / "out")
 
@@ -327,9 +401,26 @@ def swap_pieces(folder: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def need_our_package(folder: Path) -> None:
+    """Only whoever cannot import our package notices."""
+    code = folder / "spade_network.py"
+    code.write_text(code.read_text(encoding="utf-8") + "import spade_model\n", encoding="utf-8")
+
+
+def compute_otherwise(folder: Path) -> None:
+    """The folder's own code is not what our package computes."""
+    code = folder / "modeling_spade.py"
+    text = code.read_text(encoding="utf-8")
+    changed = text.replace("logits = self.lm_head(output", "logits = 1.01 * self.lm_head(output")
+    assert changed != text
+    code.write_text(changed, encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("step", "damage", "words"),
     [
+        ("_write_model", need_our_package, "spade_model"),
+        ("_write_model", compute_otherwise, "own code: logits differ"),
         ("_write_model", nudge_a_weight, "logits differ"),
         ("_write_model", drop_a_weight, "missing keys"),
         ("_write_model", truncate_weights, "cannot load"),
