@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune import processes
 from finetune.checkpoints import mark_complete
+from finetune.errors import StoppedOnRequest
 
 
 class StopRequests:
@@ -38,7 +39,9 @@ class StopRequests:
 
 
 class StepControl(TrainerCallback):
-    """Ends a training when it is asked to, and has the last step of all validated.
+    """Ends a training, or what is predicted after it, when it is asked to.
+
+    It also has the last step of all validated.
 
     Args:
         requests: What the user or a scheduler asks for.
@@ -50,6 +53,7 @@ class StepControl(TrainerCallback):
         self.stopped = False
         self._requests = requests
         self._over = over
+        self._has_trained = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -67,6 +71,26 @@ class StepControl(TrainerCallback):
             self.stopped = True
             control.should_save = control.should_training_stop = True
         return control
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note that what is evaluated from now on is no validation between steps."""
+        self._has_trained = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop between two batches of the end; all processes come here equally often.
+
+        Raises:
+            StoppedOnRequest: A signal came; the training itself is saved.
+        """
+        if self._has_trained and processes.any_process(self._requests.asked):
+            raise StoppedOnRequest(
+                f"{args.output_dir}: trained, and stopped while predicting; the same command goes "
+                "on"
+            )
 
 
 class CheckpointMarks(TrainerCallback):

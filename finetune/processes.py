@@ -7,7 +7,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -22,9 +22,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's number among all, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this is the process that writes files and speaks."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def join() -> None:
@@ -83,6 +88,15 @@ def any_process(answer: bool) -> bool:
     flag = torch.tensor(int(answer), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
     return bool(flag.item())
+
+
+def gather(part: T) -> list[T]:
+    """Return what each process has, in the order of their ranks; all must give theirs."""
+    if not torch.distributed.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return parts
 
 
 def on_first(action: Callable[[], T]) -> T:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from finetune.exported import copy_tokenizer
+
 Rows = Dataset[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of a recipe's own, for the terminal, the report and ``results.json``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
 
 
 class Recipe(abc.ABC):
@@ -23,7 +35,7 @@ class Recipe(abc.ABC):
         training: Rows to learn.
         validation: Rows that choose the best checkpoint.
         tests: Rows to predict with it, by name.
-        folder: The exported one; its tokenizer is copied beside the trained model.
+        folder: The exported one, where there is one.
     """
 
     name: str
@@ -68,6 +80,31 @@ class Recipe(abc.ABC):
     @abc.abstractmethod
     def write_predictions(self, folder: Path, name: str, rows: Rows, outputs: Any) -> None:
         """Write what was predicted for rows into files of a folder."""
+
+    def detail(self, name: str, rows: Rows, outputs: Any) -> dict[str, Any]:
+        """Return what is known of rows beyond the metrics, as JSON values.
+
+        Intervals and baselines, for example. Called in the first process alone, in the end of a
+        training; what it returns is kept as `details` of the seed.
+
+        Args:
+            name: Of the rows: ``validation``, or that of the test rows.
+            rows: In the order of the outputs.
+            outputs: As for `measure`.
+        """
+        return {}
+
+    def tables(self, results: Mapping[str, Any]) -> list[ResultTable]:
+        """Return tables to be shown below that of the metrics.
+
+        Args:
+            results: See `results.summarize`; they hold the details of all seeds.
+        """
+        return []
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write beside a trained model what makes its inputs; a recipe may have none."""
+        copy_tokenizer(self.folder, folder)
 
     def make_arguments(self, common: Mapping[str, Any]) -> TrainingArguments:
         """Return the Trainer's arguments; a recipe that generates text makes others of them."""

@@ -24,10 +24,10 @@ def write_report(path: Path, results: dict[str, Any]) -> None:
     """Write the page; it needs nothing beside it and no network."""
     recipe = results["settings"]["recipe"]
     title = html.escape(f"Fine-tuning: {recipe['name']}")
-    head = "".join(f"<th>{html.escape(column)}" for column in TABLE_COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in table_rows(results)
-    )
+    tables = _table(TABLE_COLUMNS, table_rows(results))
+    for table in results["tables"]:
+        tables += f"<h2>{html.escape(table['title'])}</h2>"
+        tables += _table(table["columns"], table["rows"])
     score = results["score"]
     plots = _plot(f"{VALIDATION} {score}", _curves(results, f"{VALIDATION}/{score}"))
     plots += _plot("training loss", _curves(results, "loss"))
@@ -35,9 +35,15 @@ def write_report(path: Path, results: dict[str, Any]) -> None:
     write_atomically(
         path,
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
-        f"<h1>{title}</h1><table><tr>{head}{body}</table>{plots}"
+        f"<h1>{title}</h1>{tables}{plots}"
         f"<h2>Settings</h2><pre>{settings}</pre>\n",
     )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(column)}" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    return f"<table><tr>{head}{body}</table>"
 
 
 def _lines(value: Any, name: str = "") -> str:

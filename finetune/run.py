@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def run_recipe(
         say: Takes lines of progress; called in the first process alone.
 
     Returns:
-        What `RESULTS` holds; see `results.summarize`.
+        What `RESULTS` holds: see `results.summarize`, and ``tables`` of the recipe.
 
     Raises:
         FinetuneError: The folder holds something else, or the batch cannot be cut.
@@ -64,10 +65,16 @@ def run_recipe(
                     f"{out}: stopped before seed {seed}; the same command goes on"
                 )
             seeds.append(train_seed(session, out / f"seed-{seed}", seed))
-    results = processes.on_first(lambda: summarize(recipe.score, _read_settings(out), seeds))
+    results = processes.on_first(lambda: _summarize(recipe, out, seeds))
     if processes.is_first():
         write_atomically(out / RESULTS, json.dumps(results, indent=2) + "\n")
         write_report(out / REPORT, results)
+    return results
+
+
+def _summarize(recipe: Recipe, out: Path, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    results = summarize(recipe.score, _read_settings(out), seeds)
+    results["tables"] = [dataclasses.asdict(table) for table in recipe.tables(results)]
     return results
 
 

@@ -29,7 +29,6 @@ from finetune.checkpoints import (
 )
 from finetune.deepspeed_config import GRADIENT_CLIPPING, deepspeed_config
 from finetune.errors import StoppedOnRequest
-from finetune.exported import copy_tokenizer
 from finetune.parameter_groups import parameter_groups
 from finetune.recipe import Recipe
 from finetune.settings import TrainingSettings
@@ -75,7 +74,8 @@ def train_seed(session: Session, folder: Path, seed: int) -> dict[str, Any]:
 
     Returns:
         ``seed``, ``steps``, ``best_step``, the numbers of ``validation`` and of each of ``tests``,
-        and ``history``: losses and validations by step.
+        ``details`` that the recipe adds to them (in the first process), and ``history``: losses
+        and validations by step.
 
     Raises:
         StoppedOnRequest: A signal came; what was learned is saved.
@@ -234,19 +234,21 @@ def _finish(
     trainer.model.load_state_dict(best.state_dict())
     trainer.compute_metrics = None  # it knows the validation rows alone
     result: dict[str, Any] = {"seed": seed, "steps": last_step, "best_step": best_step}
-    numbers = {}
+    numbers, details = {}, {}
     for name, rows in {VALIDATION: recipe.validation, **recipe.tests}.items():
         outputs = trainer.predict(rows, ignore_keys=_NOT_PREDICTIONS).predictions
         numbers[name] = recipe.measure(rows, outputs)
         if processes.is_first():
             recipe.write_predictions(folder, name, rows, outputs)
+            details[name] = recipe.detail(name, rows, outputs)
     result[VALIDATION] = numbers.pop(VALIDATION)
     result["tests"] = numbers
+    result["details"] = {name: detail for name, detail in details.items() if detail}
     result["history"] = _history(trainer.state.log_history, last_step)
     if processes.is_first():
         best.config.use_cache = True  # the Trainer's gradients needed none
         best.save_pretrained(folder / "model")
-        copy_tokenizer(recipe.folder, folder / "model")
+        recipe.save_tokenizer(folder / "model")
         write_atomically(folder / _RESULT, json.dumps(result, indent=2) + "\n")
         remove_checkpoints(folder)
     processes.wait_for_all()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _ORDER = (
     *("quickstart", "tokenizer", "data", "plan", "pretrain", "launch", "jobs", "checkpoint"),
-    *("report", "export", "generate", "import", "finetune", "doctor", "schema"),
+    *("report", "export", "generate", "import", "finetune", "evaluate", "doctor", "schema"),
 )
 
 
@@ -29,6 +29,7 @@ def create_application() -> typer.Typer:
         checkpoint,
         data,
         doctor,
+        evaluate,
         export,
         finetune,
         importing,
@@ -73,6 +74,7 @@ def create_application() -> typer.Typer:
         export,
         importing,
         finetune,
+        evaluate,
         doctor,
         schema,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
+from finetune.class_predictions import write_records
+from finetune.classification.answers import Answers
 from finetune.classification.examples import (
     EncodedRows,
     Examples,
@@ -26,7 +27,7 @@ from finetune.classification.label_words import LabelWordTrainer, encode_words
 from finetune.classification.tasks import Task
 from finetune.errors import FinetuneError
 from finetune.exported import check_folder, file_digest, fingerprint, load_tokenizer
-from finetune.metrics import OF_LABELS, OF_NUMBERS
+from finetune.naming import name_tests
 from finetune.recipe import Recipe
 from finetune.training import VALIDATION
 from spade_model.huggingface import SpadeForConditionalGeneration, SpadeForSequenceClassification
@@ -78,7 +79,7 @@ class Classification(Recipe):
             raise FinetuneError(f"{model}: is no encoder-decoder; use --mode head")
         self.folder, self._mode, self._max_length_tokens = model, mode, max_length_tokens
         self._tokenizer = load_tokenizer(model)
-        names = _test_names(tests)
+        names = name_tests(tests)
         self._files = {"training": training, VALIDATION: validation, **names}
         learned = read_examples(training, task, labelled=True)
         self._task = find_labels(task, learned)
@@ -176,73 +177,19 @@ class Classification(Recipe):
 
     def measure(self, rows: Any, outputs: Any) -> dict[str, float]:
         """Return the task's metrics, and their mean as ``score`` where there are several."""
-        if rows.targets is None:
-            return {}
-        if self._task.numbers:
-            values = self._values(outputs)
-            found = {name: OF_NUMBERS[name](values, rows.targets) for name in self._task.metrics}
-        else:
-            classes = outputs.argmax(axis=1)
-            found = {name: OF_LABELS[name](classes, rows.targets) for name in self._task.metrics}
-        if len(found) > 1:
-            found["score"] = sum(found.values()) / len(found)
-        return found
-
-    def _values(self, outputs: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Estimated numbers [N]: the head's, or the mean of the grades by their probability."""
-        if self._grades is None:
-            return outputs[:, 0].astype(np.float64)
-        return _softmax(outputs) @ self._grades
+        return self._answers.measure(rows, outputs)
 
     def write_predictions(self, folder: Path, name: str, rows: Any, outputs: Any) -> None:
         """Write ``predictions-NAME.tsv`` as GLUE takes it, and ``.jsonl`` with all that is known.
 
         Lines of the latter: ``index``, ``prediction``, ``probabilities`` by label, and ``label``.
         """
-        records = self._records(rows, outputs)
-        lines = ["index\tprediction", *(f"{r['index']}\t{r['prediction']}" for r in records)]
-        path = folder / f"predictions-{name}.tsv"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        with path.with_suffix(".jsonl").open("w", encoding="utf-8") as stream:
-            for record in records:
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+        write_records(folder, name, self._answers.records(rows, outputs))
 
-    def _records(self, rows: EncodedRows, outputs: Any) -> list[dict[str, Any]]:
-        records: list[dict[str, Any]] = []
-        labels = self._task.labels
-        if labels is None:
-            for index, value in enumerate(self._values(outputs)):
-                records.append({"index": index, "prediction": round(float(value), 4)})
-        else:
-            for index, row in enumerate(_softmax(outputs)):
-                shares = {label: round(float(p), 6) for label, p in zip(labels, row, strict=True)}
-                prediction = labels[int(row.argmax())]
-                records.append({"index": index, "prediction": prediction, "probabilities": shares})
-        if rows.targets is not None:
-            for record, target in zip(records, rows.targets, strict=True):
-                record["label"] = float(target) if labels is None else labels[target]
-        return records
-
-
-def _softmax(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Probabilities [N, C] of scores [N, C]."""
-    weights = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return shares
+    @property
+    def _answers(self) -> Answers:
+        return Answers(self._task, self._grades)
 
 
 def _has_decoder(config: dict[str, Any]) -> bool:
     return bool(config.get("num_decoder_layers"))
-
-
-def _test_names(tests: Sequence[Path]) -> dict[str, Path]:
-    """Name each file by what stands before the first dot of its own name."""
-    names: dict[str, Path] = {}
-    for path in tests:
-        name = path.name.partition(".")[0]
-        if name in ("training", VALIDATION) or name in names:
-            raise FinetuneError(
-                f"{path}: results of another file are called {name!r} already; rename the file"
-            )
-        names[name] = path
-    return names

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from launch.commands import finetune_classify
+from launch.commands import (
+    finetune_classify,
+    finetune_listops,
+    finetune_lm,
+    finetune_lra,
+    finetune_summarize,
+)
 
 
 def register(application: typer.Typer) -> None:
@@ -16,6 +22,12 @@ def register(application: typer.Typer) -> None:
     )
     # A group of one command would otherwise be that command.
     group.callback()(lambda: None)
-    for command in (finetune_classify,):
+    for command in (
+        finetune_classify,
+        finetune_listops,
+        finetune_lm,
+        finetune_lra,
+        finetune_summarize,
+    ):
         command.register(group)
     application.add_typer(group, name="finetune")

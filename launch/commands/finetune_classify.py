@@ -21,6 +21,24 @@ if TYPE_CHECKING:
     from finetune.classification.recipe import Mode
     from finetune.classification.tasks import Task
 
+TaskName = Annotated[
+    str | None, typer.Option(help="Of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.")
+]
+TextColumn = Annotated[str | None, typer.Option(help="Without --task: of the text.")]
+SecondTextColumn = Annotated[str | None, typer.Option(help="Of the pair's other text.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Of the label.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(help="accuracy, f1, matthews; pearson, spearman for numbers; repeatable."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help="Column names, with commas, of TSV files whose first line is a row."),
+]
+MaxLengthTokens = Annotated[
+    int | None, typer.Option(min=2, help="Where to cut texts (default: nowhere).")
+]
+
 
 def register(group: typer.Typer) -> None:
     """Adds the command."""
@@ -40,33 +58,20 @@ def classify(
     *,
     training: TrainingOptions,
     test: Test = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Of GLUE: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli."),
-    ] = None,
-    text_column: Annotated[str | None, typer.Option(help="Without --task: of the text.")] = None,
-    second_text_column: Annotated[str | None, typer.Option(help="Of the pair's other text.")] = (
-        None
-    ),
-    label_column: Annotated[str | None, typer.Option(help="Of the label.")] = None,
+    task: TaskName = None,
+    text_column: TextColumn = None,
+    second_text_column: SecondTextColumn = None,
+    label_column: LabelColumn = None,
     numbers: Annotated[
         bool, typer.Option("--numbers", help="Labels are numbers to be estimated, not classes.")
     ] = False,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(help="accuracy, f1, matthews; pearson, spearman for numbers; repeatable."),
-    ] = None,
-    columns: Annotated[
-        str | None,
-        typer.Option(help="Column names, with commas, of TSV files whose first line is a row."),
-    ] = None,
+    metric: Metrics = None,
+    columns: Columns = None,
     mode: Annotated[
         str,
         typer.Option(help="head: a linear layer on the encoder; text: the decoder writes labels."),
     ] = "head",
-    max_length_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Where to cut texts (default: nowhere).")
-    ] = None,
+    max_length_tokens: MaxLengthTokens = None,
 ) -> None:
     """Classify texts or pairs of texts, or estimate a number for them.
 
@@ -78,7 +83,9 @@ def classify(
     training.settings()  # what is impossible shall be said before the files are read
     recipe = Classification(
         model,
-        _task(task, text_column, second_text_column, label_column, numbers, metric or [], columns),
+        make_task(
+            task, text_column, second_text_column, label_column, numbers, metric or [], columns
+        ),
         train,
         validation,
         test or [],
@@ -89,7 +96,7 @@ def classify(
     train_recipe(recipe, training, out)
 
 
-def _task(
+def make_task(
     name: str | None,
     text_column: str | None,
     second_text_column: str | None,
@@ -98,7 +105,17 @@ def _task(
     metrics: list[str],
     columns: str | None,
 ) -> Task:
-    """A task of GLUE, or the user's own."""
+    """A task of GLUE, or the user's own.
+
+    Args:
+        name: Of GLUE's; then the rest, but for columns, must not be given.
+        text_column: Of the text.
+        second_text_column: Of the pair's other text.
+        label_column: Of the label.
+        numbers: Whether labels are numbers.
+        metrics: Their names.
+        columns: With commas.
+    """
     import dataclasses
 
     from finetune.classification.tasks import Task, find_task

@@ -172,7 +172,7 @@ def with_training_options(**defaults: Any) -> Callable[[Callable[..., None]], Ca
             as_json = chosen.pop(_AS_JSON)
             if chosen.pop(_NO_EARLY_STOP):
                 chosen["patience"] = None
-            _prepare()
+            prepare_libraries()
             command(**given, training=TrainingOptions(chosen, as_json))
 
         with_options.__doc__ = command.__doc__
@@ -186,7 +186,7 @@ def with_training_options(**defaults: Any) -> Callable[[Callable[..., None]], Ca
     return decorate
 
 
-def _prepare() -> None:
+def prepare_libraries() -> None:
     """Checks that the libraries are there, and keeps them from the network and the terminal."""
     from importlib.util import find_spec
 
@@ -223,4 +223,6 @@ def train(recipe: Recipe, training: TrainingOptions, out: Path) -> None:
         return
     title = f"{recipe.name}, best checkpoint by validation {recipe.score}"
     table(title, TABLE_COLUMNS, table_rows(results))
+    for own in results["tables"]:
+        table(own["title"], own["columns"], own["rows"])
     say(f"{human_seconds(time.monotonic() - started)}; {out / RESULTS}, {out / REPORT}")

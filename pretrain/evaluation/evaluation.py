@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_pipeline.objectives.batch import Batch
 from data_pipeline.reading.source import StreamSettings
 from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
@@ -139,20 +140,31 @@ class Evaluation:
 
     def _batch_nats(self, engine: nn.Module, batch: _MicroBatch) -> Tensor:
         samples = batch.stream.batch(np.arange(batch.start, batch.stop, dtype=np.int64))
-        inputs = model_inputs(samples, self._device)
-        labels = inputs["labels"]
-        logits = engine(**inputs).logits
-        # Without a target the cost is zero.
-        nats = functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            reduction="none",
-            ignore_index=IGNORED_LABEL,
-        )
-        nats = nats.double().view(labels.shape)
-        is_text = self._is_text[labels.clamp(min=0)] & (labels >= 0)
-        text_nats = torch.where(is_text, nats, 0.0)
-        return torch.stack((nats.sum(dim=1), text_nats.sum(dim=1)), dim=1)
+        return sample_nats(engine, samples, self._is_text, self._device)
+
+
+def sample_nats(model: nn.Module, samples: Batch, is_text: Tensor, device: torch.device) -> Tensor:
+    """What each sample costs a model, float64 [n, 2]: all targets, and those that are text.
+
+    Args:
+        model: In evaluation mode.
+        samples: n of them.
+        is_text: bool [vocab_size], which ids are text.
+        device: Where the model is.
+    """
+    inputs = model_inputs(samples, device)
+    labels = inputs["labels"]
+    logits = model(**inputs).logits
+    # Without a target the cost is zero.
+    nats = functional.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        reduction="none",
+        ignore_index=IGNORED_LABEL,
+    )
+    nats = nats.double().view(labels.shape)
+    text_nats = torch.where(is_text[labels.clamp(min=0)] & (labels >= 0), nats, 0.0)
+    return torch.stack((nats.sum(dim=1), text_nats.sum(dim=1)), dim=1)
 
 
 def build_evaluation(

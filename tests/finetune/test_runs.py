@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ pytest.importorskip("accelerate")
 
 from commands import spade
 from finetune_models import write_sst2
-from python_processes import FreshProcess
+from python_processes import FreshProcess, wait_for_output
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.classification.recipe import Classification
@@ -112,7 +111,7 @@ def test_an_interrupted_run_comes_to_the_same_end(
         ("step 24 of 48", signal.SIGTERM, 75),
     ):
         process = FreshProcess(command, os.environ)
-        wait_for(process, sign)
+        wait_for_output(process, sign)
         process.send_signal(number)
         assert process.wait(120) == code, process.output
     assert "seed 0: goes on from checkpoint-10" in process.output
@@ -129,14 +128,6 @@ def test_an_interrupted_run_comes_to_the_same_end(
         json.loads((run / "seed-0" / "result.json").read_text()) for run in (out, learned)
     )
     assert one == other
-
-
-def wait_for(process: FreshProcess, sign: str) -> None:
-    deadline = time.monotonic() + 200
-    while sign not in process.output:
-        assert process.poll() is None, process.output
-        assert time.monotonic() < deadline, process.output
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

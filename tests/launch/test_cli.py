@@ -47,9 +47,11 @@ COMMANDS = [
     ["report"],
     ["export"],
     ["generate"],
-    ["import", "msrlongt5"],
+    *(["import", name] for name in ("msrlongt5", "fairseq-lm", "t5", "pretraining")),
     ["finetune"],
-    ["finetune", "classify"],
+    *(["finetune", name] for name in ("classify", "summarize", "lm", "lra", "make-listops")),
+    ["evaluate"],
+    *(["evaluate", name] for name in ("lm", "denoise", "classify", "summarize")),
     ["doctor"],
     ["schema"],
 ]

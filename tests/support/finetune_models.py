@@ -70,3 +70,19 @@ def write_exported(folder: Path) -> Path:
     )
     SpadeForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+def write_summaries(path: Path, rows: int, seed: int, *, with_summaries: bool = True) -> Path:
+    """Write documents whose summary names the one word in them that means something."""
+    chance = random.Random(seed)
+    lines = []
+    for row in range(rows):
+        words = chance.choices(WORDS, k=chance.randint(4, 40))
+        key = chance.choice(GOOD + BAD)
+        words.insert(chance.randrange(3, len(words) + 1), key)
+        record = {"id": f"d{row}", "document": " ".join(words) + "."}
+        if with_summaries:
+            record["summary"] = f"it is {key}."
+        lines.append(json.dumps(record) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path

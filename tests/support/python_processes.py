@@ -79,6 +79,15 @@ class FreshProcess:
         self._process.kill()
 
 
+def wait_for_output(process: FreshProcess, sign: str, timeout_seconds: float = 200) -> None:
+    """Returns when a running process has said something."""
+    deadline = time.monotonic() + timeout_seconds
+    while sign not in process.output:
+        assert process.poll() is None, process.output
+        assert time.monotonic() < deadline, process.output
+        time.sleep(0.02)
+
+
 class ForkedProcess:
     """The same, forked by a server that has the modules already."""
 

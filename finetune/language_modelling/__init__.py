@@ -1,0 +1,1 @@
+"""Language models: training on plain text, and perplexity by sliding windows."""

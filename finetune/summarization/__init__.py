@@ -1,0 +1,1 @@
+"""Summaries of long documents: learned from pairs, written by beam search, scored by ROUGE."""
