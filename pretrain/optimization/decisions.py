@@ -43,9 +43,13 @@ class DecisionRecord:
     """For a roll-back: the sample with which it goes on now."""
 
     @property
-    def place(self) -> tuple[str, int, int]:
-        """What was decided and where; two decisions with the same are one made twice."""
-        return self.action, self.step, self.sample_index
+    def place(self) -> tuple[str, int, int, int | None]:
+        """What was decided and where; two decisions with the same are one made twice.
+
+        Two checkpoints may lead to the same step with the same samples, so the one that a roll-back
+        leads to belongs to it.
+        """
+        return self.action, self.step, self.sample_index, self.to_step
 
 
 class DecisionLog:
@@ -61,7 +65,7 @@ class DecisionLog:
 
     def __init__(self, records: Sequence[DecisionRecord], path: Path | None) -> None:
         self._records: list[DecisionRecord] = []
-        self._since_abort: dict[tuple[str, int, int], DecisionRecord] = {}
+        self._since_abort: dict[tuple[str, int, int, int | None], DecisionRecord] = {}
         for record in records:
             self._remember(record)
         self._path = path
@@ -91,7 +95,7 @@ class DecisionLog:
 
     def skipped_before(self, step: int, sample_index: int) -> DecisionRecord | None:
         """The decision to skip the step at this place, where it was made already."""
-        return self._since_abort.get(("skip", step, sample_index))
+        return self._since_abort.get(("skip", step, sample_index, None))
 
     def roll_back(
         self,
@@ -136,7 +140,7 @@ class DecisionLog:
                 already: the run was killed before it took effect, and came here again.
         """
         return sum(
-            record.to_step == to_step and record.place[1:] != besides
+            record.to_step == to_step and (record.step, record.sample_index) != besides
             for record in self._since_abort.values()
         )
 
