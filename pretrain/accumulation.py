@@ -16,7 +16,7 @@ from pretrain.control import Control
 from pretrain.engine.training_engine import TrainingEngine
 from pretrain.model_inputs import model_inputs
 from pretrain.optimization.spikes import SpikeGuard
-from pretrain.ranks import Ranks
+from pretrain.sample_groups import SampleGroup
 from pretrain.telemetry.step_timer import StepTimer
 
 _PURPOSE_DROPOUT = 0xD7
@@ -75,7 +75,7 @@ class Accumulation:
         engine: The model.
         control: Asked before each micro-batch.
         timer: Told what the time goes into.
-        ranks: This process's place.
+        group: The ranks that work on the same samples.
         device: Where the model is.
         seed: Of the run; dropout follows from it.
     """
@@ -85,14 +85,14 @@ class Accumulation:
         engine: TrainingEngine,
         control: Control,
         timer: StepTimer,
-        ranks: Ranks,
+        group: SampleGroup,
         device: torch.device,
         seed: int,
     ) -> None:
         self._engine = engine
         self._control = control
         self._timer = timer
-        self._ranks = ranks
+        self._group = group
         self._device = device
         self._seed = seed
 
@@ -119,23 +119,26 @@ class Accumulation:
         Raises:
             StopAgreed: If a rank was asked to stop; the weights are as they were.
         """
-        # Dropout's randomness is a function of (seed, step, rank): there is none to save.
-        keys = mix_keys(derive_keys(self._seed, _PURPOSE_DROPOUT, step), self._ranks.rank)
+        # Dropout's randomness is a function of (seed, step, group): there is none to save.
+        keys = mix_keys(derive_keys(self._seed, _PURPOSE_DROPOUT, step), self._group.number)
         torch.manual_seed(int(keys[0]) >> 1)
         batches, wait_seconds, tokens = self._read(loader)
         counts = [target_tokens(batch) for batch in batches]
-        step_targets, step_tokens = self._control.check(f"step {step}", sum(counts), tokens)
+        told = (sum(counts), tokens) if self._group.speaks else (0, 0)
+        step_targets, step_tokens = self._control.check(f"step {step}", *told)
         nats = torch.zeros((), dtype=torch.float64, device=self._device)
         for number, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             if number:
                 self._control.check(f"step {step}, micro-batch {number + 1} of {len(batches)}")
             with self._timer.part("forward"):
-                inputs = model_inputs(batch, self._device)
+                inputs = self._group.share(model_inputs(batch, self._device))
                 loss = self._engine.forward(inputs, last=number == len(batches) - 1).loss
             with self._timer.part("backward"):
-                # DeepSpeed averages over the ranks, and the model over the batch's own targets.
-                self._engine.backward(loss / (step_targets / (count * self._ranks.world_size)))
-            nats += loss.detach().double() * count
+                # DeepSpeed averages over the ranks, and the model over the batch's own targets. The
+                # ranks of a group have the same loss, and their mean gradient is the whole one.
+                self._engine.backward(loss / (step_targets / (count * self._group.count)))
+            if self._group.speaks:
+                nats += loss.detach().double() * count
         dist.all_reduce(nats)
         sent = SentNumber(nats)
         with self._timer.part("optimizer"):

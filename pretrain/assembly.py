@@ -36,6 +36,7 @@ from pretrain.resilience.stop import StopRequest
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.run_folder import RunFolder, write_atomically, write_json
 from pretrain.run_state import RunState
+from pretrain.sample_groups import SampleGroup, make_sample_group
 from pretrain.telemetry.communication import CommunicationMeter
 from pretrain.telemetry.console import ProgressLine
 from pretrain.telemetry.step_timer import StepTimer
@@ -88,6 +89,7 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
     if first:
         with_stream.check_files()
     with_stream.close()
+    group = make_sample_group(ranks, config.parallel.context)
     rank.watchdog.beat("counting what the held-out data ask for")
     evaluation = build_evaluation(
         config.data,
@@ -96,6 +98,7 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
         micro_batch_size=config.train.micro_batch_size,
         baselines_file=folder.path / BASELINES_FILE,
         ranks=ranks,
+        group=group,
         device=device,
     )
 
@@ -108,7 +111,7 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
     for line in engine.check_precision():
         logger.info("%s, products in %s", line, config.train.precision)
     rank.watchdog.beat("trial of the largest batch")
-    rehearse(engine, config, ranks.world_size, device)
+    rehearse(engine, config, ranks.world_size, group, device)
 
     saver = CheckpointSaver(
         folder,
@@ -129,11 +132,11 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
 
     timer = StepTimer(device)
     position = None if checkpoint is None else state.progress.position
-    observer = _observer(config, rank, engine, control, timer, position, with_stream)
+    observer = _observer(config, rank, group, engine, control, timer, position, with_stream)
     return Trainer(
         config=config,
         engine=engine,
-        accumulation=Accumulation(engine, control, timer, ranks, device, seed=config.train.seed),
+        accumulation=Accumulation(engine, control, timer, group, device, seed=config.train.seed),
         control=control,
         state=state,
         saver=saver,
@@ -141,7 +144,7 @@ def assemble_trainer(config: RunConfig, rank: Rank, *, fresh: bool) -> Trainer:
         observer=observer,
         watchdog=rank.watchdog,
         open_loader=lambda position, stage: _open_loader(
-            config, ranks, position, stage, state.quarantined
+            config, group, position, stage, state.quarantined
         ),
     )
 
@@ -189,7 +192,7 @@ def _initial_weights(
 
 def _open_loader(
     config: RunConfig,
-    ranks: Ranks,
+    group: SampleGroup,
     position: Position,
     stage: Stage,
     quarantined: list[dict[str, Any]],
@@ -200,8 +203,8 @@ def _open_loader(
         Stripes(
             global_batch_size=stage.global_batch_size,
             micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=group.number,
+            world_size=group.count,
             start_sample=position.sample_index,
         ),
         workers=config.data.workers,
@@ -211,6 +214,7 @@ def _open_loader(
 def _observer(
     config: RunConfig,
     rank: Rank,
+    group: SampleGroup,
     engine: TrainingEngine,
     control: Control,
     timer: StepTimer,
@@ -250,6 +254,7 @@ def _observer(
         heldout=PretrainingStream(config.data.heldout_settings(config.train.seed, heldout)),
         epochs=stream.epochs,
         ranks=ranks,
+        group=group,
         device=device,
         peak_flops_per_second=peak_flops_per_second(device, dtype) * ranks.world_size,
         logger=rank.logger,

@@ -24,6 +24,7 @@ from pretrain.optimization.settings import (
     ScheduleSettings,
     SpikeSettings,
 )
+from pretrain.parallel import ParallelSettings
 from pretrain.resilience.settings import ResilienceSettings
 from pretrain.section import NonNegative, Positive, Section, problem_lines
 from pretrain.telemetry.settings import TelemetrySettings
@@ -110,6 +111,8 @@ class RunConfig(Section):
     """What ends a run that cannot or shall not go on."""
     telemetry: TelemetrySettings = TelemetrySettings()
     """What is told while it goes on."""
+    parallel: ParallelSettings = ParallelSettings()
+    """What ranks share out beside samples and weights."""
     deepspeed: DeepSpeedSettings = DeepSpeedSettings()
     """The engine."""
 
@@ -155,6 +158,9 @@ class RunConfig(Section):
                 f"evaluation.every_steps {evaluated_every}; change one of them"
             )
         self._check_curriculum()
+        lengths = [stage.input_length_tokens for stage in train.curriculum]
+        shortest = min([data.input_length_tokens, *(length for length in lengths if length)])
+        self.parallel.check(model, shortest, compiled=train.compile)
         self.evaluation.check_lengths(data, model.max_target_length_tokens)
         self.optimizer.check_sharding(self.deepspeed.zero_stage)
         return self
@@ -218,14 +224,21 @@ class RunConfig(Section):
             ConfigError: If the global batch cannot be cut evenly over the ranks.
         """
         batch = global_batch_size or self.train.global_batch_size
-        samples = self.train.micro_batch_size * world_size
+        groups, left_over = divmod(world_size, self.parallel.context)
+        if left_over or groups == 0:
+            raise ConfigError(
+                f"parallel.context {self.parallel.context} does not divide {world_size} processes; "
+                "change one of them"
+            )
+        samples = self.train.micro_batch_size * groups
         if batch % samples:
             name = "train.global_batch_size"
             if batch != self.train.global_batch_size:
                 name = "global_batch_size of a stage of train.curriculum"
+            sharers = "processes" if groups == world_size else "groups of processes"
             raise ConfigError(
                 f"{name} {batch} is no multiple of train.micro_batch_size "
-                f"{self.train.micro_batch_size} x {world_size} processes = {samples}; change the "
+                f"{self.train.micro_batch_size} x {groups} {sharers} = {samples}; change the "
                 "batch or the number of processes"
             )
         return batch // samples

@@ -9,6 +9,7 @@ from pretrain.config import RunConfig
 from pretrain.engine.training_engine import TrainingEngine
 from pretrain.errors import RunError
 from pretrain.hardware import available_memory_bytes
+from pretrain.sample_groups import SampleGroup
 
 
 def largest_inputs(config: RunConfig, device: torch.device) -> dict[str, Tensor]:
@@ -41,15 +42,21 @@ def largest_inputs(config: RunConfig, device: torch.device) -> dict[str, Tensor]
 
 
 def rehearse(
-    engine: TrainingEngine, config: RunConfig, world_size: int, device: torch.device
+    engine: TrainingEngine,
+    config: RunConfig,
+    world_size: int,
+    group: SampleGroup,
+    device: torch.device,
 ) -> None:
     """Run the largest micro-batch through forward, backward and update, changing nothing.
+
+    Every rank must call this.
 
     Raises:
         RunError: If the memory does not suffice, with the settings to change.
     """
     try:
-        engine.rehearse(largest_inputs(config, device))
+        engine.rehearse(group.share(largest_inputs(config, device)))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

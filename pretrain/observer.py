@@ -21,6 +21,7 @@ from pretrain.data_settings import ALL_HELDOUT
 from pretrain.engine.training_engine import TrainingEngine
 from pretrain.ranks import Ranks
 from pretrain.run_folder import RunFolder
+from pretrain.sample_groups import SampleGroup
 from pretrain.telemetry.communication import CommunicationMeter
 from pretrain.telemetry.console import ProgressLine, evaluation_table
 from pretrain.telemetry.fills import fill_samples, fills_text, write_fills
@@ -53,6 +54,7 @@ class Observer:
         heldout: Whose first samples are filled in at evaluations.
         epochs: How often each source has been seen in the first so many samples.
         ranks: This process's place.
+        group: The ranks that work on the same samples.
         device: Where the model is.
         peak_flops_per_second: Of all ranks together.
         logger: This rank's log.
@@ -71,6 +73,7 @@ class Observer:
         heldout: PretrainingStream,
         epochs: Callable[[int], dict[str, float]],
         ranks: Ranks,
+        group: SampleGroup,
         device: torch.device,
         peak_flops_per_second: float,
         logger: logging.Logger,
@@ -86,6 +89,7 @@ class Observer:
         self._tokenizer = DocumentTokenizer.load(config.data.tokenizer)
         self._epochs = epochs
         self._ranks = ranks
+        self._group = group
         self._device = device
         self._peak_flops_per_second = peak_flops_per_second
         self._logger = logger
@@ -237,7 +241,7 @@ class Observer:
         if count == 0:
             return
         batch = self._heldout.batch(np.arange(count, dtype=np.int64))
-        fills = fill_samples(self._engine.module, batch, self._tokenizer, self._device)
+        fills = fill_samples(self._engine.module, batch, self._tokenizer, self._device, self._group)
         if self._metrics is not None:
             self._metrics.text(f"fills/{ALL_HELDOUT}", fills_text(fills), step)
             write_fills(RunFolder(self._config.run_path).path, step, fills)

@@ -78,7 +78,7 @@ class TrainingEngine:
         module: SpadeForSeq2Seq = self.deepspeed.module
         return module
 
-    def forward(self, inputs: Mapping[str, Tensor], *, last: bool) -> Any:
+    def forward(self, inputs: Mapping[str, Any], *, last: bool) -> Any:
         """The model's output; `last` tells whether this is the step's last micro-batch."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
         return self.deepspeed(**inputs)
@@ -120,7 +120,7 @@ class TrainingEngine:
             group["name"]: group["lr"] for group in inner_optimizer(self.deepspeed).param_groups
         }
 
-    def rehearse(self, inputs: Mapping[str, Tensor]) -> None:
+    def rehearse(self, inputs: Mapping[str, Any]) -> None:
         """Run forward, backward and an update that changes nothing, then forget all about it.
 
         The gradients are zero and so are the rates. What is made at the first step is there

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_pipeline.objectives.batch import Batch
 from data_pipeline.reading.source import StreamSettings
 from data_pipeline.reading.stream import PretrainingStream
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
@@ -30,6 +29,7 @@ from pretrain.evaluation.samples import HeldoutSamples, count_samples, metrics
 from pretrain.evaluation.settings import EvaluationSettings
 from pretrain.model_inputs import IGNORED_LABEL, model_inputs
 from pretrain.ranks import Ranks
+from pretrain.sample_groups import SampleGroup
 
 TRAINED = ""
 """Name of the objective that is trained, beside those of `evaluation.objectives`."""
@@ -56,7 +56,7 @@ class Evaluation:
     Args:
         parts: By objective, by held-out set; `TRAINED` is the objective that is trained.
         micro_batch_size: Samples of one forward pass.
-        ranks: This process's place.
+        group: The ranks that work on the same samples.
         device: Where the model is.
     """
 
@@ -65,11 +65,11 @@ class Evaluation:
         parts: Mapping[str, Mapping[str, HeldoutSamples]],
         *,
         micro_batch_size: int,
-        ranks: Ranks,
+        group: SampleGroup,
         device: torch.device,
     ) -> None:
         self._parts = parts
-        self._ranks = ranks
+        self._group = group
         self._device = device
         self._batches: list[_MicroBatch] = []
         self._size = 0
@@ -123,15 +123,15 @@ class Evaluation:
         """[samples, 2] of all sets and objectives, in order: all targets, and those of text."""
         slots = torch.zeros(self._size, 2, dtype=torch.float64, device=self._device)
         last = len(self._batches) - 1
-        for first in range(0, len(self._batches), self._ranks.world_size):
+        for first in range(0, len(self._batches), self._group.count):
             if should_stop():
                 return None
             # ZeRO 3 gathers weights in every forward pass: a rank for which no micro-batch is left
             # takes part with one that another counts.
-            number = first + self._ranks.rank
+            number = first + self._group.number
             batch = self._batches[min(number, last)]
             nats = self._batch_nats(engine, batch)
-            if number <= last:
+            if number <= last and self._group.speaks:
                 slots[batch.slot : batch.slot + len(nats)] = nats
         # Each slot was filled by one rank: adding zeros changes no bit.
         dist.all_reduce(slots)
@@ -140,19 +140,18 @@ class Evaluation:
 
     def _batch_nats(self, engine: nn.Module, batch: _MicroBatch) -> Tensor:
         samples = batch.stream.batch(np.arange(batch.start, batch.stop, dtype=np.int64))
-        return sample_nats(engine, samples, self._is_text, self._device)
+        inputs = self._group.share(model_inputs(samples, self._device))
+        return sample_nats(engine, inputs, self._is_text)
 
 
-def sample_nats(model: nn.Module, samples: Batch, is_text: Tensor, device: torch.device) -> Tensor:
+def sample_nats(model: nn.Module, inputs: Mapping[str, Any], is_text: Tensor) -> Tensor:
     """What each sample costs a model, float64 [n, 2]: all targets, and those that are text.
 
     Args:
         model: In evaluation mode.
-        samples: n of them.
+        inputs: Of n samples, as `pretrain.model_inputs` makes them.
         is_text: bool [vocab_size], which ids are text.
-        device: Where the model is.
     """
-    inputs = model_inputs(samples, device)
     labels = inputs["labels"]
     logits = model(**inputs).logits
     # Without a target the cost is zero.
@@ -175,6 +174,7 @@ def build_evaluation(
     micro_batch_size: int,
     baselines_file: Path,
     ranks: Ranks,
+    group: SampleGroup,
     device: torch.device,
 ) -> Evaluation:
     """Open the held-out data and count what is to be beaten; every rank must call this.
@@ -186,6 +186,7 @@ def build_evaluation(
         micro_batch_size: Samples of one forward pass.
         baselines_file: Where the frequencies of the training targets are kept.
         ranks: This process's place.
+        group: The ranks that work on the same samples.
         device: Where the model is.
 
     Raises:
@@ -222,7 +223,7 @@ def build_evaluation(
         }
         for objective, sets in streams.items()
     }
-    return Evaluation(parts, micro_batch_size=micro_batch_size, ranks=ranks, device=device)
+    return Evaluation(parts, micro_batch_size=micro_batch_size, group=group, device=device)
 
 
 def _under_objective_of(training: StreamSettings, heldout: PretrainingStream) -> StreamSettings:

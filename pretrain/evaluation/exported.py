@@ -36,6 +36,7 @@ from pretrain.evaluation.samples import HeldoutSamples, count_samples, metrics
 from pretrain.exporting.errors import ExportError
 from pretrain.exporting.export import is_export
 from pretrain.exporting.provenance import PROVENANCE
+from pretrain.model_inputs import model_inputs
 from spade_model import SpadeForSeq2Seq
 
 _REMEDY = "export the checkpoint again"
@@ -224,7 +225,7 @@ def _nats(
         for first in range(0, heldout.size, batch_size):
             last = min(heldout.size, first + batch_size)
             batch = stream.batch(np.arange(first, last, dtype=np.int64))
-            parts.append(sample_nats(model, batch, is_text, device).cpu().numpy())
+            parts.append(sample_nats(model, model_inputs(batch, device), is_text).cpu().numpy())
             if len(parts) % 16 == 0:
                 say(f"{last:,} of {heldout.size:,} samples")
     return np.concatenate(parts)

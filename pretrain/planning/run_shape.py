@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pretrain.config import RunConfig
 from pretrain.engine.deepspeed_config import deepspeed_config
 from pretrain.planning.memory import (
@@ -42,7 +44,11 @@ def model_memory(config: RunConfig, device_type: str) -> ModelMemory:
     """
     train, model = config.train, config.model
     objective = config.data.make_objective()
-    lengths = (objective.input_length_tokens, objective.target_length_tokens)
+    # Of a rank: it has a part of the input, and whole targets.
+    lengths = (
+        math.ceil(objective.input_length_tokens / config.parallel.context),
+        objective.target_length_tokens,
+    )
     element = 4 if train.precision == "fp32" else 2
     parameters = count_parameters(model)
     kept_logits = train.micro_batch_size * logits_bytes(model, *lengths, bytes_per_element=element)

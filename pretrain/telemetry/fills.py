@@ -12,6 +12,7 @@ import torch
 from data_pipeline.objectives.batch import Batch
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
 from pretrain.model_inputs import IGNORED_LABEL, model_inputs
+from pretrain.sample_groups import SampleGroup
 from pretrain.telemetry.console import printable
 from pretrain.telemetry.metrics import drop_later_lines
 from pretrain.telemetry.tensorboard_sink import as_code_block
@@ -38,20 +39,23 @@ def fill_samples(
     batch: Batch,
     tokenizer: DocumentTokenizer,
     device: torch.device,
+    group: SampleGroup,
     *,
     answer_tokens: int = 64,
     context_tokens: int = 16,
 ) -> list[list[Gap]]:
     """Let the model answer held-out samples greedily, as far as a reader will look.
 
-    Under ZeRO 3 every rank must call this with the same samples. The model's mode is restored; no
-    random number is drawn. Documents of packed rows see each other here.
+    Under ZeRO 3, or where samples are shared, every rank must call this with the same samples. The
+    model's mode is restored; no random number is drawn. Documents of packed rows see each other
+    here.
 
     Args:
         model: The model in training.
         batch: n samples.
         tokenizer: Of the data.
         device: Where the model is.
+        group: The ranks that share samples.
         answer_tokens: Most tokens to generate for a sample.
         context_tokens: Tokens shown on either side of a gap.
 
@@ -60,12 +64,16 @@ def fill_samples(
         sentinels the whole target is one gap.
     """
     inputs = model_inputs(batch, device)
+    own = group.share(inputs)
     length = min(answer_tokens, model.config.max_target_length_tokens)
     was_training = model.training
     model.eval()
     try:
         answers = model.generate(
-            inputs["input_ids"], attention_mask=inputs.get("attention_mask"), max_new_tokens=length
+            own["input_ids"],
+            attention_mask=own.get("attention_mask"),
+            max_new_tokens=length,
+            part=own.get("part"),
         ).tolist()
     finally:
         model.train(was_training)

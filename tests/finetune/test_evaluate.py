@@ -27,6 +27,7 @@ from pretrain.evaluation.evaluation import build_evaluation
 from pretrain.evaluation.exported import evaluate_export
 from pretrain.evaluation.settings import EvaluationSettings
 from pretrain.ranks import Ranks
+from pretrain.sample_groups import make_sample_group
 from spade_model import SpadeForSeq2Seq
 from spade_model.huggingface import (
     SpadeForConditionalGeneration,
@@ -190,13 +191,15 @@ def test_an_exports_loss_is_that_of_pretraining(
             }
         )
     )
+    ranks = Ranks(0, 1, 0, "test")
     evaluation = build_evaluation(
         data,
         EvaluationSettings(samples=10),
         data.stream_settings(5),
         micro_batch_size=3,
         baselines_file=tmp_path / "unigram.json",
-        ranks=Ranks(0, 1, 0, "test"),
+        ranks=ranks,
+        group=make_sample_group(ranks, 1),
         device=torch.device("cpu"),
     )
     wrapped = SpadeForConditionalGeneration.from_pretrained(denoiser)

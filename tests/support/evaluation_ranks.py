@@ -20,6 +20,7 @@ from pretrain.data_settings import DataSettings
 from pretrain.evaluation.evaluation import Evaluation, build_evaluation
 from pretrain.evaluation.settings import EvaluationSettings
 from pretrain.ranks import Ranks
+from pretrain.sample_groups import make_sample_group
 from spade_model import SpadeForSeq2Seq
 from spade_model.config import SpadeConfig
 
@@ -61,6 +62,7 @@ def evaluation_of(
         micro_batch_size=MICRO_BATCH_SIZE,
         baselines_file=file,
         ranks=ranks,
+        group=make_sample_group(ranks, 1),
         device=torch.device("cpu"),
     )
 

@@ -11,10 +11,13 @@ import torch
 
 from data_pipeline.objectives.batch import Batch
 from data_pipeline.tokenization.tokenizer import DocumentTokenizer
+from pretrain.ranks import Ranks
+from pretrain.sample_groups import make_sample_group
 from pretrain.telemetry.fills import Gap, fill_samples, fills_text, write_fills
 from spade_model import SpadeConfig, SpadeForSeq2Seq
 
 CPU = torch.device("cpu")
+ALONE = make_sample_group(Ranks(0, 1, 0, "test"), 1)
 ANSWER_TOKENS = 12
 
 
@@ -90,7 +93,7 @@ def test_gaps_show_their_surroundings_the_truth_and_the_answer(
     ]
     model = Prompter(tokenizer, answers).train()
     state = torch.get_rng_state()
-    found = fill_samples(model, batch_of([first, second]), tokenizer, CPU, answer_tokens=60)
+    found = fill_samples(model, batch_of([first, second]), tokenizer, CPU, ALONE, answer_tokens=60)
     assert torch.equal(torch.get_rng_state(), state), "no random number is drawn"
     assert model.training
     assert model.model.encoder.training
@@ -105,7 +108,7 @@ def test_only_as_much_is_shown_as_the_answer_could_reach(tokenizer: DocumentToke
     row = sample(tokenizer, ["an", "on", "in"], [long, "to"])
     model = Prompter(tokenizer, [[tokenizer.eos_token_id]])
     ((gap,),) = fill_samples(
-        model, batch_of([row]), tokenizer, CPU, answer_tokens=ANSWER_TOKENS, context_tokens=1
+        model, batch_of([row]), tokenizer, CPU, ALONE, answer_tokens=ANSWER_TOKENS, context_tokens=1
     )
     assert gap.truth == tokenizer.decode(tokenizer.encode(long)[: ANSWER_TOKENS - 1])
     assert long.startswith(gap.truth)
@@ -115,7 +118,7 @@ def test_a_target_without_sentinels_is_one_gap(tokenizer: DocumentTokenizer) -> 
     text = [*tokenizer.encode("an on"), tokenizer.eos_token_id]
     target = [*tokenizer.encode("it is"), tokenizer.eos_token_id]
     model = Prompter(tokenizer, [tokenizer.encode("is it").tolist()])
-    (gaps,) = fill_samples(model, batch_of([(text, target)]), tokenizer, CPU)
+    (gaps,) = fill_samples(model, batch_of([(text, target)]), tokenizer, CPU, ALONE)
     assert gaps == [Gap("an on", "it is", "is it", "")]
 
 
