@@ -1,0 +1,1 @@
+"""What pretraining is worth on tasks: a small SPADE, pretrained here, then fine-tuned."""
