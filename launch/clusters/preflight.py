@@ -84,13 +84,15 @@ def _batch_problems(config: RunConfig, world_sizes: list[int]) -> Iterator[str]:
     train = config.train
     batches = {stage.global_batch_size or train.global_batch_size for stage in train.curriculum}
     micro_batches = math.gcd(train.global_batch_size, *batches) // train.micro_batch_size
-    would_do = [ranks for ranks in range(1, micro_batches + 1) if micro_batches % ranks == 0]
-    samples = train.micro_batch_size * math.lcm(*world_sizes)
+    context = config.parallel.context
+    would_do = [context * n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
     others = f", nor over {_numbers(wrong[1:])}" if wrong[1:] else ""
-    yield (
-        f"{first}{others}; use {_numbers(would_do)} processes, or batches that are multiples of "
-        f"{samples}"
-    )
+    remedy = f"use {_numbers(would_do)} processes"
+    if all(ranks % context == 0 for ranks in world_sizes):
+        groups = [ranks // context for ranks in world_sizes]
+        samples = train.micro_batch_size * math.lcm(*groups)
+        remedy += f", or batches that are multiples of {samples}"
+    yield f"{first}{others}; {remedy}"
 
 
 def _numbers(numbers: list[int]) -> str:

@@ -153,25 +153,27 @@ def test_elastic_runs_need_a_batch_for_every_number_of_ranks(run_settings, write
     )
 
 
-@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 12))
-def test_the_numbers_that_are_proposed_would_do(factor, micro, ranks):
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 12), st.integers(1, 3))
+def test_the_numbers_that_are_proposed_would_do(factor, micro, ranks, context):
     from types import SimpleNamespace
 
     from launch.clusters.preflight import _batch_problems
     from pretrain.config import RunConfig
 
     train = SimpleNamespace(global_batch_size=factor * micro, micro_batch_size=micro, curriculum=())
-    config = SimpleNamespace(train=train)
+    config = SimpleNamespace(train=train, parallel=SimpleNamespace(context=context))
     config.accumulation_steps = lambda *given: RunConfig.accumulation_steps(config, *given)
     config.most_accumulation_steps = lambda size: RunConfig.most_accumulation_steps(config, size)
     found = list(_batch_problems(config, [ranks]))
-    assert bool(found) == (factor % ranks != 0)
+    would_do = ranks % context == 0 and factor % (ranks // context) == 0
+    assert bool(found) == (not would_do)
     if found:
         processes = found[0].partition("; use ")[2].partition(" processes")[0].removeprefix("… ")
         for number in processes.replace(" or ", ", ").split(", "):
-            assert factor % int(number) == 0
-        samples = int(found[0].rpartition(" ")[2])
-        assert samples % (micro * ranks) == 0
+            assert RunConfig.most_accumulation_steps(config, int(number)) >= 1
+        if ranks % context == 0:
+            samples = int(found[0].rpartition(" ")[2])
+            assert samples % (micro * (ranks // context)) == 0
 
 
 @pytest.mark.slow
