@@ -220,9 +220,18 @@ class SpadeBase(PreTrainedModel):
             )
         return False
 
-    def get_encoder(self, modality: str | None = None) -> SpadeEncoderView:
-        """Return a callable view of embedding and encoder."""
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """Return a callable view of embedding and encoder.
+
+        Args:
+            modality: What is encoded; of anything but text there is no encoder.
+
+        Returns:
+            The view, or this model itself where there is no such encoder, as `transformers` wants.
+        """
         network = self._network()
+        if modality not in (None, "text") or not hasattr(network, "encoder"):
+            return self
         return SpadeEncoderView(network.shared, network.encoder, self.config)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -65,6 +65,7 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
         output_attentions: bool | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,  # Taken by the decorator; tools read signatures.
     ) -> CausalLMOutputWithPast:
         """Compute the logits of the token after each one, and the loss if there are labels.
 
@@ -126,6 +127,11 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
     def _new_cache(self) -> SpadeCache:
         return SpadeCache(self.config.to_spade_config())
 
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """Say to `generate` that a cache of keys and values alone will not do."""
+        return False
+
     def _prepare_cache_for_generation(
         self,
         generation_config: GenerationConfig,
@@ -140,7 +146,6 @@ class SpadeForCausalLM(SpadeBase, GenerationMixin):
                 f"cache_implementation={kind!r} is not supported by SPADE, whose cache is small "
                 "already; leave it out"
             )
-        # Not its truth value: the length of a cache is its number of layers, and ours has none.
         given = model_kwargs.get("past_key_values") is not None
         if generation_config.use_cache is not False and not given:
             model_kwargs["past_key_values"] = self._new_cache()

@@ -32,6 +32,7 @@ class SpadePretrainedConfig(PreTrainedConfig):
     attribute_map = {  # noqa: RUF012 - the base class fixes the type
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
+        "intermediate_size": "d_ff",
     }
     write_code: ClassVar[Callable[[SpadePretrainedConfig, Path], None] | None] = None
     """Completes a folder with the code of the classes. Set by our package; classes that were
@@ -46,6 +47,10 @@ class SpadePretrainedConfig(PreTrainedConfig):
         self, *, use_cache: bool = True, tie_word_embeddings: bool = True, **kwargs: Any
     ) -> None:
         self.use_cache = use_cache
+        # Read without asking by those who generate without a prompt; there is none by default.
+        kwargs.setdefault("bos_token_id", None)
+        if "num_hidden_layers" in kwargs:  # Said of the whole model, it is meant of both stacks.
+            kwargs.setdefault("num_decoder_layers", kwargs["num_hidden_layers"])
         for field in dataclasses.fields(SpadeConfig):
             value = kwargs.pop(field.name, _DEFAULTS.get(field.name, field.default))
             if field.name.endswith("_token_id"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NoReturn
 
 import torch
 from torch import Tensor
-from transformers import Cache, EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache, StaticCache
 
+from spade_model.attention.decoding import KeyValueRing, TokenWindow
 from spade_model.config import SpadeConfig
 from spade_model.decoding import CausalCache
 
@@ -20,7 +22,7 @@ class _SelfAttentionView:
 
     @property
     def length_tokens(self) -> int:
-        return int(self._cache.get_seq_length())
+        return _length_tokens(self._cache.self_attention_cache)
 
     def get(self, layer_index: int) -> tuple[Tensor, Tensor] | None:
         return _kept(self._cache.self_attention_cache, layer_index)
@@ -37,7 +39,7 @@ class _CrossAttentionView:
 
     @property
     def length_tokens(self) -> int:
-        return int(self._cache.cross_attention_cache.get_seq_length())
+        return _length_tokens(self._cache.cross_attention_cache)
 
     def get(self, layer_index: int) -> tuple[Tensor, Tensor] | None:
         if not self._cache.is_updated.get(layer_index, False):
@@ -70,6 +72,31 @@ class GenerationCache:
         self.cross_attention = _CrossAttentionView(cache)
 
 
+class SpadeCacheLayer:
+    """What a `SpadeCache` shows of one layer; nothing is kept here."""
+
+    def __init__(self, window: TokenWindow, ring: KeyValueRing) -> None:
+        self._window, self._ring = window, ring
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Of the tokens that attention still reaches, oldest first, [B, H, K, D]."""
+        return self._part(0)
+
+    @property
+    def values(self) -> Tensor | None:
+        """Likewise."""
+        return self._part(1)
+
+    def _part(self, part: int) -> Tensor | None:
+        window, device = self._window, self._ring.device
+        if device is None:
+            return None
+        first = max(0, window.num_tokens - window.capacity)
+        kept = self._ring.read(window.places(first, window.num_tokens, device))
+        return kept[:, :, part].transpose(1, 2)
+
+
 class SpadeCache(Cache):
     """The memory of the causal language model as a `transformers` cache.
 
@@ -77,9 +104,16 @@ class SpadeCache(Cache):
     """
 
     def __init__(self, config: SpadeConfig) -> None:
-        super().__init__(layers=[])  # Tensors live in our own cache.
-        self._config = config
-        self.memory = CausalCache(config)
+        # Not the base class's, which would keep layers of its own.
+        # Nor the configuration: tools that take caches apart cannot put a frozen one together.
+        self._empty = CausalCache(config)
+        self.memory = copy.deepcopy(self._empty)
+
+    @property
+    def layers(self) -> list[SpadeCacheLayer]:
+        """One for each layer; made when asked for, since tensors live in `memory` alone."""
+        window = self.memory.window
+        return [SpadeCacheLayer(window, layer.ring) for layer in self.memory.layers]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens were taken in, padding included."""
@@ -91,7 +125,7 @@ class SpadeCache(Cache):
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self.memory = CausalCache(self._config)
+        self.memory = copy.deepcopy(self._empty)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put rows in another order, int64 [B]."""
@@ -137,6 +171,12 @@ class SpadeCache(Cache):
         return False
 
 
+def _length_tokens(cache: Cache, layer_index: int = 0) -> int:
+    length: int | Tensor = cache.get_seq_length(layer_index)
+    # A static cache counts in a tensor. What is a symbol while exporting has to remain one.
+    return int(length) if isinstance(length, Tensor) else length
+
+
 def _kept(cache: Cache, layer_index: int) -> tuple[Tensor, Tensor] | None:
     if layer_index >= len(cache.layers) or cache.layers[layer_index].keys is None:
         return None
@@ -145,11 +185,18 @@ def _kept(cache: Cache, layer_index: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _updated(cache: Cache, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
-    key, value = cache.update(key, value, layer_index)
+    options = []
+    if isinstance(cache, StaticCache):
+        # Early 5.x has to be told the places and writes over the first ones otherwise; later
+        # versions count for themselves.
+        past = _length_tokens(cache, layer_index)
+        places = torch.arange(past, past + key.shape[2], device=key.device)
+        options = [{"cache_position": places}]
+    key, value = cache.update(key, value, layer_index, *options)
     return _filled(cache, key, value, layer_index)
 
 
 def _filled(cache: Cache, key: Tensor, value: Tensor, layer_index: int) -> tuple[Tensor, Tensor]:
     """Leave out the places of a static cache that hold no token yet, [B, H, T, D] each."""
-    length = int(cache.get_seq_length(layer_index))
+    length = _length_tokens(cache, layer_index)
     return key[:, :, :length], value[:, :, :length]

@@ -144,6 +144,7 @@ class SpadeForConditionalGeneration(SpadeBase, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,  # Taken by the decorator; tools read signatures.
     ) -> Seq2SeqLMOutput:
         """Compute logits [B, T, vocab_size], and the loss if there are labels.
 

@@ -34,6 +34,8 @@ _FILES: Final = {
     "spade_model.huggingface.configuration": "configuration_spade",
 }
 
+_MODELS: Final = "modeling_spade"
+
 AUTO_MAP: Final = {
     "AutoConfig": "configuration_spade.SpadePretrainedConfig",
     "AutoModel": "modeling_spade.SpadePretrainedModel",
@@ -73,6 +75,9 @@ def standalone_files() -> dict[str, str]:
     for module in order:
         name = _file_of(module)
         files.setdefault(name, _FlatFile(name)).add(module)
+    for name, file in files.items():
+        if name != _MODELS:
+            files[_MODELS].name_neighbour(name, file)
     return {f"{name}.py": file.text() for name, file in sorted(files.items())}
 
 
@@ -135,6 +140,15 @@ class _FlatFile:
                 known = self.defined.setdefault(name, text)
                 assert known == text, f"{self.name}: {module} gives {name} another meaning"
         self.bodies.append("\n".join(lines).strip("\n"))
+
+    def name_neighbour(self, name: str, neighbour: _FlatFile) -> None:
+        """Import another file here unless that is done already.
+
+        Early 5.x copies only the files that the one with the models names itself, not those that
+        these import.
+        """
+        if not any(f"from .{name} import" in statement for statement in self.own_imports):
+            self.own_imports.add(f"from .{name} import {min(neighbour.defined)}  # noqa: F401")
 
     def _take_import(self, node: ast.Import | ast.ImportFrom) -> None:
         own = isinstance(node, ast.ImportFrom) and str(node.module).startswith(_PACKAGE)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_models import ragged, some_ids
+from huggingface_models import checkpoint_activations, ragged, some_ids
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -215,9 +215,7 @@ class TestSameNumbers:
         gradients = []
         for enabled in (False, True):
             if enabled:
-                # Early 5.x has only the older name.
-                old = model.gradient_checkpointing_enable
-                getattr(model, "activation_checkpointing_enable", old)()
+                checkpoint_activations(model)
             assert model.is_activation_checkpointing is enabled
             model.zero_grad()
             model(input_ids=ids, labels=labels).loss.backward()

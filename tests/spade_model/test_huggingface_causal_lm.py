@@ -13,6 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
+from huggingface_models import checkpoint_activations
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -144,9 +145,7 @@ class TestSameNumbers:
         gradients = []
         for enabled in (False, True):
             if enabled:
-                # Early 5.x has only the older name.
-                old = model.gradient_checkpointing_enable
-                getattr(model, "activation_checkpointing_enable", old)()
+                checkpoint_activations(model)
             assert model.is_activation_checkpointing is enabled
             model.zero_grad()
             model(input_ids=ids, labels=ids).loss.backward()
@@ -281,6 +280,28 @@ class TestGeneration:
         torch.testing.assert_close(more, whole, rtol=0, atol=1e-4)
         cache.reset()
         assert cache.get_seq_length() == 0
+
+    @EVERY_VARIANT
+    def test_the_cache_shows_what_is_in_reach(self, name: str) -> None:
+        """Layer by layer, as other tools look at caches, however the tokens came in."""
+        model, ids = wrap(plain_model(name)), some_ids(2, 21)
+        config = model.config
+        cache = SpadeCache(config.to_spade_config())
+        assert cache.layers[0].keys is None
+        lengths = {}
+        for part in ids.split([1, 4, 1, 15], dim=1):
+            with torch.no_grad():
+                model(input_ids=part, past_key_values=cache)
+            lengths[cache.get_seq_length()] = cache.layers[0].keys.shape[2]
+        reach = 21 if config.attention == "full" else config.local_radius_tokens + 1
+        assert lengths == {count: min(count, reach) for count in (1, 5, 6, 21)}
+        at_once = model(input_ids=ids, use_cache=True).past_key_values
+        assert len(cache) == len(cache.layers) == config.num_hidden_layers
+        for layer, other in zip(cache.layers, at_once.layers, strict=True):
+            shape = (2, config.num_heads, min(21, reach), config.head_dim)
+            assert layer.keys.shape == layer.values.shape == shape
+            torch.testing.assert_close(layer.keys, other.keys, atol=1e-4, rtol=0)
+            torch.testing.assert_close(layer.values, other.values, atol=1e-4, rtol=0)
 
     def test_use_cache_is_honoured(self) -> None:
         model, ids = wrap(plain_model(), use_cache=False), some_ids(1, 9)

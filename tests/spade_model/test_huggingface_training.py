@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,15 @@ from torch import Tensor
 
 pytest.importorskip("transformers")
 
-from huggingface_models import CAUSAL, TINY, built, ragged, some_ids, tiny_config
+from huggingface_models import (
+    CAUSAL,
+    TINY,
+    built,
+    checkpoint_activations,
+    ragged,
+    some_ids,
+    tiny_config,
+)
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from spade_model.huggingface import (
@@ -152,7 +161,7 @@ def test_computing_layers_again_changes_no_gradient(task: str, reentrant: bool) 
         if again:
             # The reentrant kind wants an input with a gradient.
             model.enable_input_require_grads()
-            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_activations(model, {"use_reentrant": reentrant})
         calls = []
         encoder_or_decoder = model.get_input_embeddings(), *model.modules()
         layers = [m for m in encoder_or_decoder if type(m).__name__ == "SpadeLongLayer"]
@@ -184,17 +193,35 @@ class TestLoading:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         assert mapped.lm_head.weight is mapped.model.shared.weight
 
-    def test_weights_on_a_disk(self, saved: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("way", ["disk", "memory", "some layers", "as memory allows"])
+    def test_weights_that_are_elsewhere(self, saved: Path, tmp_path: Path, way: str) -> None:
         """Layers that are brought in when they are called: nobody reads a weight from outside."""
         accelerate = pytest.importorskip("accelerate", reason="offloading needs accelerate")
         plain = AutoModelForSeq2SeqLM.from_pretrained(saved)
-        offloaded = accelerate.disk_offload(
-            AutoModelForSeq2SeqLM.from_pretrained(saved), str(tmp_path), torch.device("cpu")
-        )
-        assert any(p.device.type == "meta" for p in offloaded.parameters())
+        cpu, folder = torch.device("cpu"), str(tmp_path)
+        if way == "disk":
+            offloaded = accelerate.disk_offload(
+                AutoModelForSeq2SeqLM.from_pretrained(saved), folder, cpu
+            )
+        elif way == "memory":
+            offloaded = accelerate.cpu_offload(AutoModelForSeq2SeqLM.from_pretrained(saved), cpu)
+        elif way == "some layers":
+            places = {"model.shared": "cpu", "model.encoder": "disk", "model.decoder": "cpu"}
+            offloaded = AutoModelForSeq2SeqLM.from_pretrained(
+                saved, device_map=places | {"lm_head": "cpu"}, offload_folder=folder
+            )
+        else:
+            offloaded = AutoModelForSeq2SeqLM.from_pretrained(
+                saved, device_map="auto", max_memory={"cpu": "40KB"}, offload_folder=folder
+            )
+        state_space = [p for n, p in offloaded.named_parameters() if ".state_space." in n]
+        assert state_space
+        assert all(p.device.type == "meta" for p in state_space)
         ids = some_ids(2, 15)
         found = offloaded(input_ids=ids, labels=ids[:, :4]).logits
         assert torch.equal(found, plain(input_ids=ids, labels=ids[:, :4]).logits)
+        generated = offloaded.generate(ids, max_new_tokens=4)
+        assert torch.equal(generated, plain.generate(ids, max_new_tokens=4))
 
     def test_bfloat16_classifier_keeps_the_state_space(self, saved: Path) -> None:
         model = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.bfloat16)
@@ -256,3 +283,29 @@ def test_export_of_the_encoder_for_any_length(changes: dict[str, Any]) -> None:
             expected = model(ids, attention_mask=mask).last_hidden_state
             found = exported(ids, attention_mask=mask).last_hidden_state
         torch.testing.assert_close(found[mask > 0], expected[mask > 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "dynamic"), [("SEQ_CLS", False), ("SEQ_2_SEQ_LM", True), ("CAUSAL_LM", False)]
+)
+def test_export_by_the_exporter_of_transformers(task: str, dynamic: bool) -> None:
+    """Of the shapes that are given, or of any; what generates step by step as well."""
+    exporters = pytest.importorskip("transformers.exporters", reason="5.20 has no exporters yet")
+    exporter, model = exporters.DynamoExporter(), model_of(task)
+    ids, mask, _ = ragged([9, 9], "left")  # What stands at padded places has no meaning.
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    options = exporters.DynamoConfig(dynamic=dynamic)
+    if task == "SEQ_CLS":
+        parts = {"model": (model, given)}
+    else:
+        from transformers.exporters.utils import decompose_for_generation
+
+        parts = decompose_for_generation(model, given, multi_token_decode=dynamic)
+    for module, inputs in parts.values():
+        with torch.no_grad():
+            expected = module(**copy.deepcopy(inputs)).logits
+            exported = exporter.export(module, inputs, options)  # Takes out what is no input.
+            program = getattr(exported, "program", exported)  # Which it is in 5.20.
+            found = program.module()(**copy.deepcopy(inputs))["logits"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

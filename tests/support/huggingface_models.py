@@ -35,6 +35,12 @@ def built(model_class: Any, **changes: Any) -> Any:
     return model_class(tiny_config(**changes)).eval()
 
 
+def checkpoint_activations(model: Any, *options: Any) -> None:
+    """Have a model compute its layers again; early 5.x has only the older name."""
+    older = model.gradient_checkpointing_enable
+    getattr(model, "activation_checkpointing_enable", older)(*options)
+
+
 def some_ids(rows: int, length: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, TINY["vocab_size"], (rows, length), generator=generator)

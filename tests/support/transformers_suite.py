@@ -10,7 +10,9 @@ import unittest
 from typing import Any
 
 from tests.generation.test_utils import GenerationTesterMixin
+from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask
+from tests.test_training_mixin import TrainingTesterMixin
 from transformers.models.auto import modeling_auto
 
 from spade_model.huggingface import (
@@ -23,6 +25,14 @@ from spade_model.huggingface import (
     SpadePretrainedConfig,
     SpadePretrainedModel,
 )
+
+RADIUS_TOKENS = 4
+
+SKIPPED = {
+    "test_onnx_export": "state spaces convolve with an FFT, which the conversion to ONNX refuses",
+}
+"""What the beginning of a test's name says is not tested, and why. All else that is skipped skips
+itself: it needs a GPU, another library, or a feature that our classes do not claim to have."""
 
 # The suite knows what a class needs by its name alone.
 for names, known in (
@@ -68,7 +78,7 @@ class SpadeModelTester:
             num_encoder_layers=self.layers[0],
             num_decoder_layers=self.layers[1],
             state_dim=8,
-            local_radius_tokens=4,
+            local_radius_tokens=RADIUS_TOKENS,
             max_target_length_tokens=64,
             num_labels=self.num_labels,
         )
@@ -80,20 +90,40 @@ class SpadeModelTester:
             "input_ids": ids_tensor(shape, self.vocab_size - 2) + 2,
             "attention_mask": random_attention_mask(shape),
         }
+        # What a padded token yields that has only padding in reach is not defined, and not the same
+        # in a graph that was exported.
+        inputs["attention_mask"][:, ::RADIUS_TOKENS] = 1
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids_tensor(shape, self.vocab_size - 2) + 2
+            # Otherwise `generate` puts the start in front, and moves the mask by one; the common
+            # test that goes on from a cache does not, and would compare two different masks.
+            inputs["decoder_input_ids"][:, 0] = config.decoder_start_token_id
             inputs["decoder_attention_mask"] = random_attention_mask(shape)
         return config, inputs
 
 
 class SpadeSuite(ModelTesterMixin):
-    """What the three suites below share."""
+    """What the three suites below share.
+
+    The mixin for pipelines is left out, since it reads tiny models from the network.
+    """
 
     test_resize_embeddings = True
     encoder_layers, decoder_layers = 2, 2
 
     def setUp(self) -> None:
+        for name, reason in SKIPPED.items():
+            if self._testMethodName.startswith(name):
+                self.skipTest(reason)
         self.model_tester = SpadeModelTester(self, self.encoder_layers, self.decoder_layers)
+
+    def test_config(self) -> None:
+        layers = {
+            "num_encoder_layers": self.encoder_layers,
+            "num_decoder_layers": self.decoder_layers,
+        }
+        tester = ConfigTester(self, config_class=SpadePretrainedConfig, d_model=40, **layers)
+        tester.run_common_tests()
 
 
 class EncoderDecoderTest(SpadeSuite, GenerationTesterMixin, unittest.TestCase):
@@ -111,6 +141,13 @@ class EncoderTest(SpadeSuite, unittest.TestCase):
     decoder_layers = 0
 
 
-class CausalLanguageModelTest(SpadeSuite, GenerationTesterMixin, unittest.TestCase):
+class CausalLanguageModelTest(
+    SpadeSuite, TrainingTesterMixin, GenerationTesterMixin, unittest.TestCase
+):
     all_model_classes = (SpadeForCausalLM,)
     encoder_layers = 0
+
+    def _get_attention_shape(self, batch_size: int, seq_length: int, config: Any) -> Any:
+        """The shapes of keys and values: the cache holds what is in reach, and no more."""
+        kept_tokens = min(seq_length, RADIUS_TOKENS + 1)
+        return super()._get_attention_shape(batch_size, kept_tokens, config)
