@@ -212,7 +212,7 @@ class TestLoading:
             )
         else:
             offloaded = AutoModelForSeq2SeqLM.from_pretrained(
-                saved, device_map="auto", max_memory={"cpu": "40KB"}, offload_folder=folder
+                saved, device_map="auto", max_memory={"cpu": "60KB"}, offload_folder=folder
             )
         state_space = [p for n, p in offloaded.named_parameters() if ".state_space." in n]
         assert state_space
@@ -291,7 +291,7 @@ def test_export_of_the_encoder_for_any_length(changes: dict[str, Any]) -> None:
 )
 def test_export_by_the_exporter_of_transformers(task: str, dynamic: bool) -> None:
     """Of the shapes that are given, or of any; what generates step by step as well."""
-    exporters = pytest.importorskip("transformers.exporters", reason="5.20 has no exporters yet")
+    exporters = pytest.importorskip("transformers.exporters", reason="early 5.x has no exporters")
     exporter, model = exporters.DynamoExporter(), model_of(task)
     ids, mask, _ = ragged([9, 9], "left")  # What stands at padded places has no meaning.
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
