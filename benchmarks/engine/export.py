@@ -17,13 +17,15 @@ from pretrain.exporting.weights import WEIGHT_TYPES, CheckpointWeights
 
 _MEGABYTE = 10**6
 _MEASURED = """
-import json, resource, sys, time
+import json, re, sys, time
 from pathlib import Path
 import spade_model.huggingface
 from pretrain.exporting.export import export
 
 def peak_bytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`, which a process inherits from the one that has started it.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024
 
 imports, began = peak_bytes(), time.perf_counter()
 export(Path(sys.argv[1]), Path(sys.argv[2]), dtype=sys.argv[3])
