@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import json
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ _COST = "cost.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Arm(abc.ABC):
     """One training, or one for each seed, through a recipe of `finetune`."""
 
     name: str
@@ -57,9 +58,9 @@ class Arm:
         with path.open(encoding="utf-8") as stream:
             return [json.loads(line) for line in stream]
 
+    @abc.abstractmethod
     def recipe(self) -> Recipe:
         """Read the data."""
-        raise NotImplementedError
 
     def train(self) -> None:
         """Train, unless there is a result."""
