@@ -1,7 +1,7 @@
 """What the beginning of a text says, asked at its end, farther away than any window reaches.
 
-The task is that of `benchmarks.model.recall`, drawn to scale: the first quarter of a text of any
-length votes for the values of four registers, all else is noise, and the questions stand in its
+The task is that of `benchmarks.common.far_header`, drawn to scale: the first quarter of a text of
+any length votes for the values of four registers, all else is noise, and the questions stand in its
 last quarter, so that the nearest evidence is half the text away. Answers are made where the
 questions are, by the encoder alone: a decoder would look at the beginning by itself.
 
@@ -20,26 +20,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
+from benchmarks.common.far_header import (
+    CHANCE,
+    REGISTERS,
+    Tagger,
+    Texts,
+    Training,
+    make_texts,
+    tagger_config,
+    train_step,
+)
 from benchmarks.common.report import Table
 from benchmarks.context.options import Options
 from benchmarks.context.ranks import run_on_ranks
-from benchmarks.model.recall import (
-    CHANCE,
-    REGISTERS,
-    RecallOptions,
-    Tagger,
-    Texts,
-    make_texts,
-)
 from spade_model.context_parallel.group import ContextGroup
 from spade_model.context_parallel.part import ContextPart
-from spade_model.state_space.mixer import SequenceMixer
 
 _NETWORKS = {"SPADE": "s4", "window only": "none"}
-_RATE, _STATE_SPACE_FACTOR, _WARM_UP_STEPS = 3e-3, 5, 20
 _LAST_STEPS = 10
 """Of a stage, whose mean loss is shown."""
 
@@ -70,13 +69,13 @@ class StretchedTagger:
 
     def __init__(self, options: Options, state_space: str) -> None:
         self.length_tokens = options.stages[0].length_tokens
-        recall = RecallOptions(
-            trained_length=self.length_tokens,
+        config = tagger_config(
+            self.length_tokens,
             dt_min=1 / (2 * self.length_tokens),  # The slowest states remember four texts.
-            seed=options.seed,
+            state_space=state_space,
         )
-        self.network = Tagger(recall, state_space)
-        self.mixers = [x for x in self.network.modules() if isinstance(x, SequenceMixer)]
+        self.network = Tagger(config)
+        self.mixers = self.network.mixers
 
     @torch.no_grad()
     def stretch(self, length_tokens: int) -> None:
@@ -87,17 +86,6 @@ class StretchedTagger:
             mixer.forget_kernels()
         self.length_tokens = length_tokens
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Return AdamW, which moves the state space faster and does not decay it."""
-        inside = [p for mixer in self.mixers for p in mixer.parameters()]
-        known = {id(p) for p in inside}
-        outside = [p for p in self.network.parameters() if id(p) not in known]
-        groups = [{"params": outside, "lr": _RATE}]
-        if inside:
-            faster = _RATE * _STATE_SPACE_FACTOR
-            groups.append({"params": inside, "lr": faster, "weight_decay": 0.0})
-        return torch.optim.AdamW(groups)
-
 
 def train(tagger: StretchedTagger, options: Options) -> list[dict[str, Any]]:
     """Train through all stages on this process alone.
@@ -106,28 +94,17 @@ def train(tagger: StretchedTagger, options: Options) -> list[dict[str, Any]]:
         For each stage the mean ``loss`` of its last steps, in nats, and ``seconds``.
     """
     generator = torch.Generator().manual_seed(options.seed + 1)
-    total = sum(stage.steps for stage in options.stages)
-    optimizer = tagger.optimizer()
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1, (step + 1) / _WARM_UP_STEPS) * (1 + math.cos(math.pi * step / total)) / 2
-        ),
-    )
+    training = Training(steps=sum(stage.steps for stage in options.stages))
+    optimizer = training.optimizer(tagger.network)
+    schedule = training.schedule(optimizer)
     found = []
     for stage in options.stages:
         tagger.stretch(stage.length_tokens)
         started, losses = time.perf_counter(), []
         for _ in range(stage.steps):
             texts = draw_texts(stage.batch, stage.length_tokens, generator)
-            logits = tagger.network(texts)
-            loss = functional.cross_entropy(logits.flatten(0, 1), texts.labels.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(tagger.network.parameters(), 1.0)
-            optimizer.step()
+            losses.append(train_step(tagger.network, optimizer, texts))
             schedule.step()
-            losses.append(float(loss.detach()))
         seconds = time.perf_counter() - started
         found.append({"loss": statistics.mean(losses[-_LAST_STEPS:]), "seconds": seconds})
     return found

@@ -1,16 +1,4 @@
-"""Trained at one length, asked at longer ones: far-header recall.
-
-A text hides a value in each of four registers. Its header, the first half of 1,024 tokens, votes
-for them: each position holds the token "register r has value v" with probability 0.15 if that is
-true and 0.02 if not, and noise otherwise. Behind the header, noise and 64 questions "what is in
-r?", each further from the header than all windows together reach. So an encoder of local attention
-alone stays at chance, 0.25; what is asked is the integration of spread evidence, not exact copying.
-
-Longer texts come in two kinds. ``around``: the same 1,024 tokens somewhere in a longer text of
-noise, so that kernels are evaluated far beyond the trained length and must add nothing there.
-``behind``: the header first and the questions spread over all the rest, so that distances are asked
-about which training never had; answered by what the slowest states still remember.
-"""
+"""Trained at one length, asked at longer ones: far-header recall, see `common.far_header`."""
 
 from __future__ import annotations
 
@@ -22,16 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common.far_header import (
+    CHANCE,
+    REGISTERS,
+    Tagger,
+    Training,
+    make_texts,
+    tagger_config,
+    train_tagger,
+)
 from benchmarks.common.report import Table
-from spade_model.config import SpadeConfig
-from spade_model.initialization import initialize_parameters
-from spade_model.seq2seq import SpadeModel
 from spade_model.state_space.mixer import SequenceMixer
-
-REGISTERS, VALUES, NOISE = 4, 4, 44
-TRUE_RATE, FALSE_RATE = 0.15, 0.02
-QUESTIONS = 64
-CHANCE = 1 / VALUES
 
 
 @dataclass(frozen=True)
@@ -52,132 +41,23 @@ class RecallOptions:
         return self.texts // 2 if length > 8 * self.trained_length else self.texts
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Some texts with their questions."""
-
-    ids: Tensor
-    """int64 [B, L]."""
-    places: Tensor
-    """Of the questions, int64 [B, Q]."""
-    labels: Tensor
-    """int64 [B, Q]."""
-    distances: Tensor
-    """From the header's last token to each question, int64 [B, Q]."""
-
-
-def make_texts(
-    count: int,
-    length: int,
-    generator: torch.Generator,
-    *,
-    trained_length: int,
-    reach: int,
-    kind: str = "around",
-) -> Texts:
-    """Draw texts.
-
-    Args:
-        count: B.
-        length: L, at least `trained_length`.
-        generator: Decides everything.
-        trained_length: Length of the part that holds header and questions if `kind` is around.
-        reach: Tokens that the windows of all layers reach together; no question is nearer.
-        kind: ``around`` or ``behind``.
-    """
-    header = trained_length // 2
-    truth = torch.randint(VALUES, (count, REGISTERS), generator=generator)
-    rates = torch.full((count, REGISTERS, VALUES), FALSE_RATE)
-    rates.scatter_(2, truth[:, :, None], TRUE_RATE)
-    votes = rates.flatten(1)
-    noise = (1 - votes.sum(dim=1, keepdim=True)) / NOISE
-    weights = torch.cat([noise.expand(-1, NOISE), votes], dim=1)
-    heads = torch.multinomial(weights, header, replacement=True, generator=generator)
-    ids = torch.randint(NOISE, (count, length), generator=generator)
-    last = trained_length if kind == "around" else length
-    offsets = torch.randint(length - last + 1, (count, 1), generator=generator)
-    ids.scatter_(1, offsets + torch.arange(header), heads)
-    candidates = torch.rand(count, last - header - reach, generator=generator)
-    questions = min(QUESTIONS, candidates.shape[1])
-    distances = candidates.topk(questions).indices + reach + 1
-    registers = torch.randint(REGISTERS, (count, questions), generator=generator)
-    places = offsets + header - 1 + distances
-    ids.scatter_(1, places, NOISE + REGISTERS * VALUES + registers)
-    return Texts(ids, places, truth.gather(1, registers), distances)
-
-
-class Tagger(nn.Module):
-    """A small encoder and a linear answer."""
-
-    def __init__(self, options: RecallOptions, state_space: str) -> None:
-        super().__init__()
-        self.config = SpadeConfig(
-            vocab_size=NOISE + REGISTERS * VALUES + REGISTERS,
-            d_model=64,
-            num_heads=4,
-            head_dim=16,
-            d_ff=256,
-            num_encoder_layers=2,
-            num_decoder_layers=0,
-            state_dim=16,
-            local_radius_tokens=15,
-            trained_length_tokens=options.trained_length,
-            dt_min=options.dt_min,
-            state_space=state_space,
-        )
-        self.encoder = SpadeModel(self.config)
-        initialize_parameters(self.encoder, self.config, tokens=self.encoder.shared)
-        self.answer = nn.Linear(self.config.d_model, VALUES)
-
-    @property
-    def reach(self) -> int:
-        """Tokens that the windows of all layers reach together."""
-        return self.config.num_encoder_layers * self.config.local_radius_tokens
-
-    def forward(self, texts: Texts) -> Tensor:
-        """Return the answers' logits [B, Q, VALUES]."""
-        hidden = self.encoder.encode(texts.ids)
-        width = hidden.shape[-1]
-        asked = hidden.gather(1, texts.places[:, :, None].expand(-1, -1, width))
-        logits: Tensor = self.answer(asked)
-        return logits
-
-
 def train(options: RecallOptions, state_space: str = "s4") -> Tagger:
     """Train a tagger at the trained length."""
     torch.manual_seed(options.seed)
     generator = torch.Generator().manual_seed(options.seed + 1)
-    model = Tagger(options, state_space)
-    mixers = [m for m in model.modules() if isinstance(m, SequenceMixer)]
-    kernels = {id(p) for mixer in mixers for p in mixer.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in kernels], "lr": 3e-3},
-        {
-            "params": [p for p in model.parameters() if id(p) in kernels],
-            "lr": 5 * 3e-3,
-            "weight_decay": 0.0,
-        },
-    ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / options.steps)) / 2,
-    )
-    for _ in range(options.steps):
-        texts = make_texts(
+    config = tagger_config(options.trained_length, dt_min=options.dt_min, state_space=state_space)
+    model = Tagger(config)
+    return train_tagger(
+        model,
+        Training(options.steps),
+        lambda: make_texts(
             options.batch,
             options.trained_length,
             generator,
             trained_length=options.trained_length,
             reach=model.reach,
-        )
-        loss = functional.cross_entropy(model(texts).flatten(0, 1), texts.labels.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return model.eval()
+        ),
+    )
 
 
 class _CutKernels:

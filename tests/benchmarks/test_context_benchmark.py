@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.common.far_header import NOISE, REGISTERS, VALUES
 from benchmarks.context.__main__ import QUESTIONS, make_options, parse
 from benchmarks.context.options import SMOKE, WIDE_MODEL, Options, Stage
 from benchmarks.context.retrieval import StretchedTagger, answers_of, draw_texts
 from benchmarks.context.traffic import formulas, ring_bytes, ulysses_bytes
-from benchmarks.model.recall import NOISE, REGISTERS, VALUES
 from spade_model.config import SpadeConfig
 from spade_model.context_parallel.checks import cut_lengths
 from spade_model.context_parallel.group import ContextGroup

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="the peers need the extra bench")
+from benchmarks.common.far_header import NOISE, REGISTERS, VALUES, make_texts
 from benchmarks.common.machine import PeakMemory
 from benchmarks.model.cauchy import cauchy_kernel
 from benchmarks.model.encoders import MODELS, Encoder, Sizes, useful_flops_per_token
 from benchmarks.model.kernel import make_mixer
 from benchmarks.model.machine import alternate
-from benchmarks.model.recall import NOISE, REGISTERS, VALUES, make_texts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
