@@ -14,7 +14,6 @@ from data_pipeline.permutation import derive_keys, mix_keys
 from data_pipeline.reading.batch_loader import BatchLoader
 from pretrain.control import Control
 from pretrain.engine.training_engine import TrainingEngine
-from pretrain.model_inputs import model_inputs
 from pretrain.optimization.spikes import SpikeGuard
 from pretrain.sample_groups import SampleGroup
 from pretrain.telemetry.step_timer import StepTimer
@@ -131,7 +130,7 @@ class Accumulation:
             if number:
                 self._control.check(f"step {step}, micro-batch {number + 1} of {len(batches)}")
             with self._timer.part("forward"):
-                inputs = self._group.share(model_inputs(batch, self._device))
+                inputs = self._group.inputs(batch, self._device)
                 loss = self._engine.forward(inputs, last=number == len(batches) - 1).loss
             with self._timer.part("backward"):
                 # DeepSpeed averages over the ranks, and the model over the batch's own targets. The
@@ -164,9 +163,12 @@ class Accumulation:
         batches, wait_seconds, tokens = [], 0.0, 0
         with self._timer.part("data"):
             for _ in range(loader.stripes.micro_batches_per_step):
-                batches.append(next(loader))
+                batch = next(loader)
                 wait_seconds += loader.wait_seconds
                 tokens += loader.window_tokens
+                batches.append(
+                    self._group.complete(batch, loader.make_whole, lambda: loader.quarantined)
+                )
         return batches, wait_seconds, tokens
 
 

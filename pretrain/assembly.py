@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +200,9 @@ def _open_loader(
 ) -> BatchLoader:
     known = tuple(QuarantineEntry.from_json(entry) for entry in quarantined)
     return BatchLoader(
-        config.data_of(stage).stream_settings(config.train.seed, known),
+        dataclasses.replace(
+            config.data_of(stage).stream_settings(config.train.seed, known), part=group.part
+        ),
         Stripes(
             global_batch_size=stage.global_batch_size,
             micro_batch_size=config.train.micro_batch_size,

@@ -18,7 +18,7 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     Ids travel in the two or four bytes they are stored in and become int64 where they are used.
 
     Args:
-        batch: n samples.
+        batch: n samples, or parts of n, of which the labels are whole.
         device: Where the model is.
 
     Returns:
@@ -33,7 +33,8 @@ def model_inputs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
         behind = ~_within(batch.label_lengths, labels)
         inputs["labels"] = labels.masked_fill(behind, IGNORED_LABEL)
     if batch.input_lengths is not None:
-        inputs["attention_mask"] = _within(batch.input_lengths, input_ids)
+        first = 0 if batch.part is None else batch.part.part.columns(batch.part.input_columns).start
+        inputs["attention_mask"] = _within(batch.input_lengths - first, input_ids)
     if batch.input_segment_ids is not None:
         inputs["segment_ids"] = _ids(batch.input_segment_ids, device)
     return inputs

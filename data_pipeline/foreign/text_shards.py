@@ -218,6 +218,10 @@ class OpenTextShard:
             position += 1
             number += 1
 
+    def document_at(self, token: int) -> int:
+        """Number of the text that a token of the tar belongs to."""
+        return bisect_right(self._ends, token)
+
     def _ids(self, position: int) -> npt.NDArray[Any]:
         try:
             return self._documents.document_tokens(self._descriptor, position)

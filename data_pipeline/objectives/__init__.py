@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from data_pipeline.errors import DataError
-from data_pipeline.objectives.batch import Batch, Objective, SpecialTokens, Windows
+from data_pipeline.objectives.batch import Batch, SpecialTokens, Windows
 from data_pipeline.objectives.causal_lm import CausalLanguageModel
 from data_pipeline.objectives.gap_sentences import GapSentences
+from data_pipeline.objectives.objective import Objective
 from data_pipeline.objectives.prefix_lm import PrefixLanguageModel
 from data_pipeline.objectives.span_corruption import SpanCorruption
 from data_pipeline.objectives.ul2 import MixtureOfDenoisers

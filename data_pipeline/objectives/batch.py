@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.permutation import IntegerArray, KeyArray
+from data_pipeline.permutation import IntegerArray
 
 BoolArray = npt.NDArray[np.bool_]
 # Ids in the width they are stored in: two bytes or four.
@@ -71,6 +71,50 @@ class Windows:
     segment_ids: SegmentArray | None = None
 
 
+@dataclass(frozen=True)
+class SamplePart:
+    """A part of samples, where several share each: equal pieces of inputs and of labels.
+
+    Attributes:
+        number: Which part, from 0.
+        count: How many there are; 1 is the whole.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def widths(self, columns: int) -> tuple[int, ...]:
+        """Columns of every part, as equal as can be, longer ones first."""
+        least, longer = divmod(columns, self.count)
+        return tuple(least + (number < longer) for number in range(self.count))
+
+    def columns(self, columns: int) -> slice:
+        """This part's columns of so many."""
+        widths = self.widths(columns)
+        start = sum(widths[: self.number])
+        return slice(start, start + widths[self.number])
+
+
+WHOLE = SamplePart()
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """Which part of whole samples a batch holds.
+
+    Attributes:
+        part: Which.
+        input_columns: Length of the whole inputs, at least one for each part.
+        label_columns: Length of the whole labels.
+        is_sound: Whether nothing was damaged; what is damaged is filled with any ids.
+    """
+
+    part: SamplePart
+    input_columns: int
+    label_columns: int
+    is_sound: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What the model gets, in the stored type; the device widens it.
@@ -83,6 +127,8 @@ class Batch:
         label_lengths: int32 [samples], or None where all rows are full.
         input_segment_ids: uint16 [samples, input length] document of each input token, 0 for
             padding; None where the windows had none.
+        part: Which columns of whole samples all but the lengths are, which are those of the whole;
+            None for whole samples.
     """
 
     input_ids: TokenArray
@@ -90,6 +136,7 @@ class Batch:
     input_lengths: LengthArray | None = None
     label_lengths: LengthArray | None = None
     input_segment_ids: SegmentArray | None = None
+    part: BatchPart | None = None
 
     def masked_labels(self, ignored: int = -100) -> IntegerArray:
         """Labels with `ignored` in place of padding, int64 [samples, target length]."""
@@ -97,55 +144,6 @@ class Batch:
         if self.label_lengths is not None:
             labels[behind(self.label_lengths, labels.shape[1])] = ignored
         return labels
-
-
-class Objective(Protocol):
-    """Makes samples out of windows.
-
-    Each row of a batch is a pure function of its tokens, its length, its segments and its key: it
-    depends neither on the rows beside it nor on their order, their number, or the stored type.
-    """
-
-    @property
-    def is_decoder_only(self) -> bool:
-        """Whether the labels are the inputs, to be shifted by the model."""
-        ...
-
-    @property
-    def window_tokens(self) -> int:
-        """Tokens of the windows it wants; rows may be shorter."""
-        ...
-
-    @property
-    def input_length_tokens(self) -> int:
-        """The longest input that can occur, its end-of-sequence id included."""
-        ...
-
-    @property
-    def target_length_tokens(self) -> int:
-        """The longest target that can occur, its end-of-sequence id included."""
-        ...
-
-    def check_vocabulary(self, vocab: SpecialTokens) -> None:
-        """Makes sure that the vocabulary has what the objective needs.
-
-        Raises:
-            DataError: If it has not, with what to do about it.
-        """
-        ...
-
-    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
-        """Makes samples.
-
-        Args:
-            windows: n rows of at most `window_tokens` tokens.
-            sample_keys: uint64 [n], one random number a sample, from which everything is drawn.
-            vocab: A vocabulary that passed `check_vocabulary`.
-
-        Returns:
-            n samples, as long as the longest of them.
-        """
-        ...
 
 
 def full_or_lengths(lengths: IntegerArray) -> LengthArray | None:

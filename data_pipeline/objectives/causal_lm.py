@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from data_pipeline.errors import DataError
 from data_pipeline.objectives.batch import Batch, SpecialTokens, Windows, full_or_lengths
-from data_pipeline.permutation import KeyArray
+from data_pipeline.permutation import IntegerArray, KeyArray
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class CausalLanguageModel:
 
     def check_vocabulary(self, vocab: SpecialTokens) -> None:
         """Needs nothing."""
+
+    def outline(self, lengths: IntegerArray, sample_keys: KeyArray, vocab: SpecialTokens) -> None:
+        """Hands windows on as they are; see `Objective.outline`."""
 
     def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
         """Hands the windows on; see `Objective.make`."""

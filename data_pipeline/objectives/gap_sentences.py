@@ -109,6 +109,9 @@ class GapSentences:
                 "data set"
             )
 
+    def outline(self, lengths: IntegerArray, sample_keys: KeyArray, vocab: SpecialTokens) -> None:
+        """Cannot tell without all tokens; see `Objective.outline`."""
+
     def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
         """Takes sentences out; see `Objective.make`. The keys are not used."""
         assert windows.lengths.max(initial=0) <= self.window_tokens

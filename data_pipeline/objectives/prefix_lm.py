@@ -20,6 +20,7 @@ from data_pipeline.objectives.batch import (
     full_or_lengths,
 )
 from data_pipeline.objectives.draws import below, derive
+from data_pipeline.objectives.outline import RowOutline, SampleOutline
 from data_pipeline.permutation import IntegerArray, KeyArray
 
 _PURPOSE_SPLIT_1 = 0x9F1E
@@ -70,13 +71,32 @@ class PrefixLanguageModel:
     def check_vocabulary(self, vocab: SpecialTokens) -> None:
         """Needs nothing but an end-of-sequence id, which all vocabularies have."""
 
-    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
-        """Cuts windows in two; see `Objective.make`."""
-        lengths = windows.lengths
+    def outline(
+        self, lengths: IntegerArray, sample_keys: KeyArray, vocab: SpecialTokens
+    ) -> SampleOutline:
+        """Draws the cuts; see `Objective.outline`."""
+        kept = self._kept(lengths, sample_keys)
+        asked = lengths - kept
+        none = np.zeros((len(kept), 0), dtype=np.int64)
+        begin = np.zeros((len(kept), 1), dtype=np.int64)
+        last = np.maximum(lengths - 1, 0)
+        # The end belongs to the document that the input breaks off in.
+        inputs = RowOutline(begin, kept[:, None], none, kept + 1, np.maximum(kept - 1, 0))
+        return SampleOutline(
+            inputs, RowOutline(kept[:, None], asked[:, None], none, asked + 1, last)
+        )
+
+    def _kept(self, lengths: IntegerArray, sample_keys: KeyArray) -> IntegerArray:
+        """Tokens of each window in front of its cut."""
         assert lengths.max(initial=0) <= self.window_tokens
         choices = np.clip(lengths - 1, 1, self._most_asked())
         asked = np.minimum(1 + below(choices, derive(sample_keys, _PURPOSE_SPLIT_1)), lengths)
-        kept = lengths - asked
+        return lengths - asked
+
+    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
+        """Cuts windows in two; see `Objective.make`."""
+        kept = self._kept(windows.lengths, sample_keys)
+        asked = windows.lengths - kept
         input_ids = _cut(windows.tokens, np.zeros_like(kept), kept, vocab)
         segments = None
         if windows.segment_ids is not None:

@@ -17,8 +17,9 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.objectives.batch import Batch, SpecialTokens, Windows
 from data_pipeline.objectives.draws import MAXIMUM_TOKENS
-from data_pipeline.objectives.spans import corrupt_spans, noise_tokens, num_spans
-from data_pipeline.permutation import KeyArray
+from data_pipeline.objectives.outline import SampleOutline
+from data_pipeline.objectives.spans import corrupt_spans, noise_tokens, num_spans, outline_spans
+from data_pipeline.permutation import IntegerArray, KeyArray
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,15 @@ class SpanCorruption:
             return False
         return other.spans <= sentinel_count
 
-    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
-        """Corrupts windows; see `Objective.make`."""
-        lengths = windows.lengths
+    def outline(
+        self, lengths: IntegerArray, sample_keys: KeyArray, vocab: SpecialTokens
+    ) -> SampleOutline:
+        """Draws spans; see `Objective.outline`."""
         assert lengths.max(initial=0) <= self.window_tokens
         noise = noise_tokens(lengths, self.noise_density)
         spans = num_spans(lengths, noise, self.mean_span_tokens)
-        return corrupt_spans(windows, noise, spans, sample_keys, vocab)
+        return outline_spans(lengths, noise, spans, sample_keys)
+
+    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
+        """Corrupts windows; see `Objective.make`."""
+        return corrupt_spans(windows, self.outline(windows.lengths, sample_keys, vocab), vocab)

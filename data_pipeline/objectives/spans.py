@@ -16,6 +16,7 @@ from data_pipeline.objectives.batch import (
     full_or_lengths,
 )
 from data_pipeline.objectives.draws import derive, random_lengths
+from data_pipeline.objectives.outline import RowOutline, SampleOutline
 from data_pipeline.permutation import IntegerArray, KeyArray
 
 # A new version of the spans must get new numbers, so that they are other spans.
@@ -42,28 +43,26 @@ def num_spans(
     return np.where(lengths == 1, 1, spans)
 
 
-def corrupt_spans(
-    windows: Windows,
+def outline_spans(
+    lengths: IntegerArray,
     noise: IntegerArray,
     spans: IntegerArray,
     keys: KeyArray,
-    vocab: SpecialTokens,
     prefix_ids: IntegerArray | None = None,
-) -> Batch:
-    """Replaces random spans by sentinels and asks for them.
+) -> SampleOutline:
+    """Where random spans of windows go: sentinels in their place, and they behind these in targets.
 
-    A row begins with kept tokens and ends with a corrupted span, as in T5; where spans are cut is
-    uniform over all ways to cut.
+    An input begins with kept tokens and ends with a corrupted span, as in T5; where spans are cut
+    is uniform over all ways to cut.
 
     Args:
-        windows: n rows.
+        lengths: int64 [n] lengths of the windows.
         noise: int64 [n] tokens to ask for, from `noise_tokens`.
         spans: int64 [n] spans to cut them into, from `num_spans`.
         keys: uint64 [n] keys of the samples.
-        vocab: Sentinels, end and padding.
         prefix_ids: int64 [n] id to put before each input, or None for none.
     """
-    lengths, num_rows = windows.lengths, len(windows.lengths)
+    num_rows = len(lengths)
     cut = random_lengths(
         np.concatenate([lengths - noise, noise]),
         np.concatenate([spans, spans]),
@@ -74,32 +73,43 @@ def corrupt_spans(
     number = np.cumsum(exists, axis=1) - exists
     kept_ends, corrupted_ends = np.cumsum(kept, axis=1), np.cumsum(corrupted, axis=1)
     num_prefix = 0 if prefix_ids is None else 1
-
-    input_lengths = lengths - noise + spans + 1 + num_prefix
+    last = np.maximum(lengths - 1, 0)
     # Input j of a row is made of its kept tokens and the place of its sentinel, which reads the
     # first corrupted token for now: so segment ids of sentinels come out right.
-    inputs = _Rows(
+    inputs = RowOutline(
         sources=corrupted_ends - corrupted - number - num_prefix,
         runs=kept + exists,
         sentinels=kept_ends + number + num_prefix,
-        lengths=input_lengths,
-        prefix=num_prefix,
+        lengths=lengths - noise + spans + 1 + num_prefix,
+        end_sources=last,
+        first_ids=prefix_ids,
     )
+    inputs.runs[:, 0] += num_prefix
     # A target begins with the place of its sentinel, followed by the corrupted tokens.
-    targets = _Rows(
+    targets = RowOutline(
         sources=kept_ends - 1 - number,
         runs=corrupted + exists,
         sentinels=corrupted_ends - corrupted + number,
         lengths=noise + spans + 1,
-        prefix=0,
+        end_sources=last,
     )
+    return SampleOutline(inputs, targets)
+
+
+def corrupt_spans(windows: Windows, outline: SampleOutline, vocab: SpecialTokens) -> Batch:
+    """Replaces spans by sentinels and asks for them.
+
+    Args:
+        windows: n rows.
+        outline: From `outline_spans` for their lengths; not to be used again.
+        vocab: Sentinels, end and padding.
+    """
+    inputs, targets = _Rows(outline.inputs), _Rows(outline.labels)
     index = inputs.index(windows.tokens.shape[1])
     input_ids = inputs.tokens(windows.tokens, index, vocab)
-    if prefix_ids is not None:
-        input_ids[:, 0] = prefix_ids
     segments = None
     if windows.segment_ids is not None:
-        segments = inputs.segments(windows.segment_ids, index, lengths)
+        segments = inputs.segments(windows.segment_ids, index)
     return Batch(
         input_ids=input_ids,
         labels=targets.tokens(windows.tokens, targets.index(windows.tokens.shape[1]), vocab),
@@ -125,40 +135,20 @@ def _power_of_two_places(exponent: int) -> IntegerArray:
 class _Rows:
     """Rows made of runs of a window, with a sentinel in each run and an end behind the last."""
 
-    def __init__(
-        self,
-        *,
-        sources: IntegerArray,
-        runs: IntegerArray,
-        sentinels: IntegerArray,
-        lengths: IntegerArray,
-        prefix: int,
-    ) -> None:
-        """Describes the rows.
-
-        Args:
-            sources: int64 [n, spans] how far behind its place in the row each run stands in the
-                window.
-            runs: int64 [n, spans] lengths of the runs, places of sentinels included.
-            sentinels: int64 [n, spans] places of the sentinels in the row.
-            lengths: int64 [n] lengths of the rows.
-            prefix: Places before the first run.
-        """
-        self.lengths = lengths
-        self.width = int(lengths.max(initial=1))
-        self._sources, self._runs, self._prefix = sources, runs, prefix
+    def __init__(self, outline: RowOutline) -> None:
+        self.lengths, self.width = outline.lengths, outline.width
+        self._outline = outline
         # Those of spans that a row does not have are written where its end is written after them.
-        self._sentinels = np.minimum(sentinels, lengths[:, None] - 1)
-        self._starts = np.arange(len(lengths)) * self.width
+        self._sentinels = np.minimum(outline.sentinels, self.lengths[:, None] - 1)
+        self._starts = np.arange(len(self.lengths)) * self.width
 
     def index(self, window_width: int) -> IntegerArray:
         """Where each place reads from, in the flattened windows; int64 [n * width]."""
-        runs = self._runs
-        runs[:, 0] += self._prefix
+        runs = self._outline.runs
         # End and padding are overwritten later, so whatever they read is right.
         runs[:, -1] += self.width - runs.sum(axis=1)
         shift = np.arange(len(runs))[:, None] * (window_width - self.width)
-        index = np.repeat((self._sources + shift).ravel(), runs.ravel())
+        index = np.repeat((self._outline.sources + shift).ravel(), runs.ravel())
         index += _places(len(index))
         return index
 
@@ -171,21 +161,20 @@ class _Rows:
         rows: TokenArray = flat.reshape(len(self.lengths), self.width)
         if full_or_lengths(self.lengths) is not None:
             rows[behind(self.lengths, self.width)] = vocab.pad_token_id
+        if self._outline.first_ids is not None:
+            rows[:, 0] = self._outline.first_ids
         return rows
 
-    def segments(
-        self, segment_ids: SegmentArray, index: IntegerArray, lengths: IntegerArray
-    ) -> SegmentArray:
+    def segments(self, segment_ids: SegmentArray, index: IntegerArray) -> SegmentArray:
         """The document of each place; a sentinel belongs to that in which its span begins.
 
         A prefix belongs to the first document, the end to the last.
         """
         rows = segment_ids.ravel().take(index, mode="clip")
         rows = rows.reshape(len(self.lengths), self.width)
-        if self._prefix:
+        if self._outline.first_ids is not None:
             rows[:, 0] = segment_ids[:, 0]
         every_row = np.arange(len(rows))
-        last = segment_ids[every_row, np.maximum(lengths - 1, 0)]
-        rows[every_row, self.lengths - 1] = last
+        rows[every_row, self.lengths - 1] = segment_ids[every_row, self._outline.end_sources]
         rows[behind(self.lengths, self.width)] = 0
         return rows

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from data_pipeline.errors import DataError
 from data_pipeline.objectives.batch import Batch, SpecialTokens, Windows
 from data_pipeline.objectives.draws import MAXIMUM_TOKENS, derive
-from data_pipeline.objectives.spans import corrupt_spans, noise_tokens, num_spans
+from data_pipeline.objectives.outline import SampleOutline
+from data_pipeline.objectives.spans import corrupt_spans, noise_tokens, num_spans, outline_spans
 from data_pipeline.permutation import IntegerArray, KeyArray
 
 _PURPOSE_DENOISER_1 = 0x0122
@@ -187,11 +188,17 @@ class MixtureOfDenoisers:
         chosen = np.minimum(np.searchsorted(bounds, draws, side="right"), self._in_use[-1])
         return chosen
 
-    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
-        """Corrupts windows; see `Objective.make`."""
-        assert windows.lengths.max(initial=0) <= self.window_tokens
+    def outline(
+        self, lengths: IntegerArray, sample_keys: KeyArray, vocab: SpecialTokens
+    ) -> SampleOutline:
+        """Draws denoisers and spans; see `Objective.outline`."""
+        assert lengths.max(initial=0) <= self.window_tokens
         denoisers = self.denoisers(sample_keys)
-        noise, spans = self._noise_and_spans(windows.lengths, denoisers)
+        noise, spans = self._noise_and_spans(lengths, denoisers)
         mode = np.array([_MODES.index(one.mode) for one in DENOISERS])[denoisers]
         lowest = vocab.vocab_size - vocab.sentinel_count
-        return corrupt_spans(windows, noise, spans, sample_keys, vocab, prefix_ids=lowest + mode)
+        return outline_spans(lengths, noise, spans, sample_keys, prefix_ids=lowest + mode)
+
+    def make(self, windows: Windows, sample_keys: KeyArray, vocab: SpecialTokens) -> Batch:
+        """Corrupts windows; see `Objective.make`."""
+        return corrupt_spans(windows, self.outline(windows.lengths, sample_keys, vocab), vocab)

@@ -11,8 +11,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DataError
-from data_pipeline.objectives.batch import Batch
+from data_pipeline.objectives.batch import WHOLE, Batch
 from data_pipeline.permutation import IntegerArray
+from data_pipeline.reading.batch_memory import fill, laid_out, unpacked
 from data_pipeline.reading.quarantine import QuarantineEntry
 from data_pipeline.reading.source import StreamSettings
 from data_pipeline.reading.stream import PretrainingStream
@@ -31,7 +32,6 @@ _MESSAGE_BYTES = 2**20
 _MOST_BATCHES_A_MESSAGE = 16
 # Finding places costs about the same for one sample as for a thousand.
 _PLANNED_SAMPLES = 4096
-_ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +130,9 @@ class BatchLoader:
         if messages < 1:
             raise DataError(f"messages must be at least 1, not {messages}")
         self.stripes = stripes
+        self._settings = settings
+        self._taken = 0
+        self._whole: PretrainingStream | None = None
         self.wait_seconds = 0.0
         self.window_tokens = 0
         self.quarantined: list[QuarantineEntry] = []
@@ -148,6 +151,25 @@ class BatchLoader:
         self.wait_seconds = 0.0
         found = next(self._batches, None) or self._next_message()
         batch, self.window_tokens = found
+        self._taken += 1
+        return batch
+
+    def make_whole(self, known: Iterable[QuarantineEntry]) -> Batch:
+        """The last micro-batch again, of whole samples and in this thread.
+
+        Args:
+            known: Damage that others have found, to be gone around beside what `quarantined` lists;
+                both are listed there afterwards, with what is found now.
+
+        Raises:
+            DataError: If data are damaged and may not be gone around.
+        """
+        if self._whole is None:
+            self._whole = PretrainingStream(replace(self._settings, part=WHOLE))
+        samples = self.stripes.samples([self._taken - 1])[0]
+        batch = self._whole.make_whole(samples, (*self.quarantined, *known))
+        listed = {*self._settings.quarantined, *self.quarantined}
+        self.quarantined += [one for one in self._whole.quarantine.entries if one not in listed]
         return batch
 
     def _next_message(self) -> tuple[Batch, int]:
@@ -168,6 +190,8 @@ class BatchLoader:
     def close(self) -> None:
         """Ends thread or workers; what is left of a message can still be iterated."""
         self._source.close()
+        if self._whole is not None:
+            self._whole.close()
         self._failure = self._failure or StopIteration()
 
     def __enter__(self) -> BatchLoader:
@@ -283,12 +307,12 @@ class _Workers:
                 try:
                     stream = PretrainingStream(settings)
                     for message in _messages(stream, stripes, info.id, info.num_workers):
-                        layout, arrays, size_bytes = _laid_out(message.batches)
+                        layout, arrays, size_bytes = laid_out(message.batches)
                         # Shared before it is filled, or it would be copied once more.
                         memory = torch.empty(size_bytes, dtype=torch.uint8)
                         memory.share_memory_()  # type: ignore[no-untyped-call]
-                        _fill(memory.numpy(), arrays)
-                        yield memory, layout, message[1:]
+                        fill(memory.numpy(), arrays)
+                        yield memory, layout, [one.part for one in message.batches], message[1:]
                 except DataError as error:
                     # As a value: torch would bury the line in a worker's traceback.
                     yield DataError(str(error))
@@ -300,6 +324,7 @@ class _Workers:
             num_workers=workers,
             prefetch_factor=messages,
             worker_init_fn=_leave_signals,
+            collate_fn=_unchanged,
             # An own generator, so that the run's random numbers are left alone.
             generator=torch.Generator(),
         )
@@ -315,60 +340,20 @@ class _Workers:
         item = next(self._iterator)
         if isinstance(item, DataError):
             raise item
-        memory, layout, rest = item
-        return _Message(_unpacked(memory.numpy(), layout), *rest)
+        memory, layout, parts, rest = item
+        return _Message(unpacked(memory.numpy(), layout, parts), *rest)
 
     def close(self) -> None:
         # The iterator ends its workers when it goes.
         self._iterator = iter(())
 
 
+def _unchanged(message: Any) -> Any:
+    """Without this torch makes lists of the tuples in a message."""
+    return message
+
+
 def _leave_signals(worker: int) -> None:
     """A signal to the whole group asks the trainer to stop; it then ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-_ARRAYS = tuple(field.name for field in fields(Batch))
-_Layout = list[tuple[int, str, str, tuple[int, ...], int]]
-
-
-_Placed = list[tuple[int, npt.NDArray[Any]]]
-
-
-def _laid_out(batches: list[Batch]) -> tuple[_Layout, _Placed, int]:
-    """Where all arrays of batches lie in one piece of memory, and how long it is."""
-    layout: _Layout = []
-    # By identity: a decoder's labels are its inputs, and travel once.
-    starts: dict[int, int] = {}
-    arrays: _Placed = []
-    size_bytes = 0
-    for number, batch in enumerate(batches):
-        for name in _ARRAYS:
-            array = getattr(batch, name)
-            if array is None:
-                continue
-            if id(array) not in starts:
-                starts[id(array)] = size_bytes
-                arrays.append((size_bytes, array))
-                size_bytes += -(-array.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-            layout.append((number, name, array.dtype.str, array.shape, starts[id(array)]))
-    return layout, arrays, size_bytes
-
-
-def _fill(memory: npt.NDArray[np.uint8], arrays: _Placed) -> None:
-    """Puts arrays into their places."""
-    for start, array in arrays:
-        place = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-        place[...] = array
-
-
-def _unpacked(memory: npt.NDArray[np.uint8], layout: _Layout) -> list[Batch]:
-    """The batches again, as views of the memory."""
-    values: dict[int, dict[str, Any]] = {}
-    for number, name, kind, shape, start in layout:
-        dtype = np.dtype(kind)
-        size_bytes = dtype.itemsize * int(np.prod(shape))
-        array = memory[start : start + size_bytes].view(dtype).reshape(shape)
-        values.setdefault(number, dict.fromkeys(_ARRAYS))[name] = array
-    return [Batch(**values[number]) for number in sorted(values)]

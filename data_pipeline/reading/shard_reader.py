@@ -131,6 +131,10 @@ class OpenShard:
             lengths = [size_bytes // self._dtype.itemsize for _, size_bytes in pieces]
             segments[:] = np.repeat(np.arange(1, len(pieces) + 1, dtype=np.uint16), lengths)
 
+    def document_at(self, token: int) -> int:
+        """Number of the document that a token of the shard belongs to."""
+        return bisect_right(self._ends, token)
+
     def _pieces(self, start: int, length: int) -> tuple[range, list[tuple[int, int]]]:
         """A window's blocks of the tar, and (place, size) of each of its documents.
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.objectives.batch import Objective
+from data_pipeline.objectives.batch import WHOLE, SamplePart
+from data_pipeline.objectives.objective import Objective
 from data_pipeline.permutation import IntegerArray, KeyArray, derive_keys, mix_keys, permute
 from data_pipeline.reading.dataset_reader import DatasetReader
 from data_pipeline.reading.mixture import Stage
@@ -57,6 +58,7 @@ class StreamSettings:
         cache: Where remote data sets are kept.
         tokenizer: Folder of the tokenizer; needed where a source holds texts.
         sentence_end: [ids] which end a sentence, for objectives that ask.
+        part: Of each sample, what is read and made.
     """
 
     sources: Mapping[str, Path | str]
@@ -75,6 +77,7 @@ class StreamSettings:
     cache: CacheSettings | None = None
     tokenizer: Path | None = None
     sentence_end: npt.NDArray[np.bool_] | None = field(default=None, compare=False)
+    part: SamplePart = WHOLE
 
 
 class Source:

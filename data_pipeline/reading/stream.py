@@ -7,20 +7,19 @@ on how many processes there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DamageError, DataError
 from data_pipeline.objectives.batch import Batch, SpecialTokens, Windows
-from data_pipeline.permutation import IntegerArray, KeyArray
+from data_pipeline.permutation import IntegerArray
 from data_pipeline.reading.mixture import Mixture, Stage, temperature_weights
-from data_pipeline.reading.quarantine import (
-    Quarantine,
-)
+from data_pipeline.reading.part_reader import PartReader
+from data_pipeline.reading.quarantine import Quarantine, QuarantineEntry
 from data_pipeline.reading.recycled_memory import RecycledMemory
+from data_pipeline.reading.samples import Samples
 from data_pipeline.reading.shard_reader import check_shard_size
 from data_pipeline.reading.source import Source, StreamSettings
 from data_pipeline.remote.dataset_folder import (
@@ -31,37 +30,6 @@ from data_pipeline.shards.manifest import Manifest
 _MOST_SUBSTITUTES = 64
 # Shards fetched ahead of the samples being read, beyond those of the current group.
 _SHARDS_AHEAD = 4
-
-
-class Samples(NamedTuple):
-    """Where samples lie; every array is [n].
-
-    Attributes:
-        sources: Positions of the sources in the mixture.
-        numbers: Which samples of their sources they are.
-        shards: Positions of the shards in the manifests.
-        starts: First tokens within the shards.
-        lengths: Tokens.
-        keys: One key a sample, for the objective.
-    """
-
-    sources: IntegerArray
-    numbers: IntegerArray
-    shards: IntegerArray
-    starts: IntegerArray
-    lengths: IntegerArray
-    keys: KeyArray
-
-    def slice(self, start: int, stop: int) -> Samples:
-        """Some of them."""
-        return Samples(
-            self.sources[start:stop],
-            self.numbers[start:stop],
-            self.shards[start:stop],
-            self.starts[start:stop],
-            self.lengths[start:stop],
-            self.keys[start:stop],
-        )
 
 
 class PretrainingStream:
@@ -111,6 +79,9 @@ class PretrainingStream:
             maximum_fraction=settings.max_damaged_fraction,
         )
         self.quarantine.extend(settings.quarantined)
+        self._parts: PartReader | None = None
+        if settings.part.count > 1:
+            self._parts = PartReader(settings, self._sources, self.quarantine, self.vocabulary)
 
     @property
     def manifests(self) -> dict[str, Manifest]:
@@ -124,7 +95,7 @@ class PretrainingStream:
 
     @property
     def mean_sample_bytes(self) -> float:
-        """About what a sample's ids take, inputs and labels, by the windows' mean length."""
+        """About what the ids of a sample, or its part, take, by the windows' mean length."""
         objective = self.settings.objective
         windows = sum(self.samples_per_epoch.values())
         tokens = sum(source.manifest.tokens for source in self._sources)
@@ -133,7 +104,8 @@ class PretrainingStream:
         if not objective.is_decoder_only:
             longest += objective.target_length_tokens
         item_bytes = self._sources[0].manifest.token_dtype.itemsize
-        return mean_tokens * longest / objective.window_tokens * item_bytes
+        sample_bytes = mean_tokens * longest / objective.window_tokens * item_bytes
+        return sample_bytes / self.settings.part.count
 
     def epochs(self, sample_index: int) -> dict[str, float]:
         """How often each source has been seen in the first `sample_index` samples."""
@@ -227,11 +199,29 @@ class PretrainingStream:
         return Windows(tokens, lengths, segments)
 
     def make(self, samples: Samples) -> Batch:
-        """Reads samples and does with them what the objective says.
+        """Reads samples, or their part, and does with them what the objective says.
 
         Raises:
             DataError: If data are damaged and may not be gone around.
         """
+        return self._make_whole(samples) if self._parts is None else self._parts.make(samples)
+
+    def make_whole(
+        self, sample_indices: npt.ArrayLike, known: Iterable[QuarantineEntry] = ()
+    ) -> Batch:
+        """Makes whole samples, whichever part is asked for otherwise.
+
+        Args:
+            sample_indices: [n] numbers of samples, in any order.
+            known: Damage that others have found, to be gone around from now on.
+
+        Raises:
+            DataError: As of `batch`.
+        """
+        self.quarantine.extend(known)
+        return self._make_whole(self.locate(sample_indices))
+
+    def _make_whole(self, samples: Samples) -> Batch:
         windows = self.read(samples)
         return self.settings.objective.make(windows, samples.keys, self.vocabulary)
 

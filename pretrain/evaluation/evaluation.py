@@ -27,7 +27,7 @@ from pretrain.data_settings import ALL_HELDOUT, DataSettings, ObjectiveSettings
 from pretrain.evaluation.baselines import unigram_baselines
 from pretrain.evaluation.samples import HeldoutSamples, count_samples, metrics
 from pretrain.evaluation.settings import EvaluationSettings
-from pretrain.model_inputs import IGNORED_LABEL, model_inputs
+from pretrain.model_inputs import IGNORED_LABEL
 from pretrain.ranks import Ranks
 from pretrain.sample_groups import SampleGroup
 
@@ -139,8 +139,8 @@ class Evaluation:
         return found
 
     def _batch_nats(self, engine: nn.Module, batch: _MicroBatch) -> Tensor:
-        samples = batch.stream.batch(np.arange(batch.start, batch.stop, dtype=np.int64))
-        inputs = self._group.share(model_inputs(samples, self._device))
+        indices = np.arange(batch.start, batch.stop, dtype=np.int64)
+        inputs = self._group.inputs(self._group.read(batch.stream, indices), self._device)
         return sample_nats(engine, inputs, self._is_text)
 
 
@@ -197,7 +197,11 @@ def build_evaluation(
     objectives: dict[str, ObjectiveSettings] = {TRAINED: data.objective, **settings.objectives}
     streams = {
         objective: {
-            name: PretrainingStream(data.heldout_settings(training.seed, name, chosen))
+            name: PretrainingStream(
+                dataclasses.replace(
+                    data.heldout_settings(training.seed, name, chosen), part=group.part
+                )
+            )
             for name in data.heldout_locations()
         }
         for objective, chosen in objectives.items()
@@ -218,6 +222,7 @@ def build_evaluation(
                 samples=settings.samples,
                 baseline=baselines[objective],
                 text_bytes=text_bytes,
+                read=group.read,
             )
             for name, stream in sets.items()
         }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.objectives.batch import Batch
 from data_pipeline.objectives.ul2 import DENOISERS, MixtureOfDenoisers
 from data_pipeline.permutation import IntegerArray
 from data_pipeline.reading.stream import PretrainingStream
@@ -59,6 +60,7 @@ def count_samples(
     samples: int,
     baseline: UnigramBaseline,
     text_bytes: IntegerArray,
+    read: Callable[[PretrainingStream, IntegerArray], Batch] = PretrainingStream.batch,
 ) -> HeldoutSamples:
     """Choose the first samples of a stream, and count.
 
@@ -67,6 +69,7 @@ def count_samples(
         samples: At most so many, and no window twice.
         baseline: Frequencies of the training targets under the objective.
         text_bytes: [vocab_size] bytes of text that each id stands for.
+        read: Reads samples by their numbers, with whole labels.
 
     Raises:
         ConfigError: If nothing of the samples is text, so that there is nothing to measure.
@@ -76,7 +79,7 @@ def count_samples(
     parts = []
     for first in range(0, size, _SAMPLES_AT_A_TIME):
         indices = np.arange(first, min(size, first + _SAMPLES_AT_A_TIME), dtype=np.int64)
-        labels = stream.batch(indices).masked_labels()
+        labels = read(stream, indices).masked_labels()
         parts.append(_count(labels, baseline, text_bytes))
     counts = joined(parts)
     if not counts.text_bytes.sum():

@@ -14,7 +14,8 @@ from streams import open_stream, random_documents, stream_settings, write_datase
 
 from data_pipeline.errors import DataError
 from data_pipeline.objectives import make_objective
-from data_pipeline.reading.batch_loader import BatchLoader, Stripes, _fill, _laid_out, _unpacked
+from data_pipeline.reading.batch_loader import BatchLoader, Stripes
+from data_pipeline.reading.batch_memory import fill, laid_out, unpacked
 from data_pipeline.reading.source import StreamSettings
 
 
@@ -146,18 +147,21 @@ def test_a_closed_loader_stops_and_leaves_no_thread(mixed: StreamSettings) -> No
 def test_batches_survive_the_journey(mixed: StreamSettings) -> None:
     stream = open_stream(*mixed.sources.values(), **_rest(mixed))
     batches = [stream.batch(np.arange(first, first + 3)) for first in range(0, 30, 3)]
-    layout, arrays, size_bytes = _laid_out(batches)
+    layout, arrays, size_bytes = laid_out(batches)
     memory = np.empty(size_bytes, dtype=np.uint8)
-    _fill(memory, arrays)
-    assert all(same(*pair) for pair in zip(_unpacked(memory, layout), batches, strict=True))
+    fill(memory, arrays)
+    assert all(
+        same(*pair)
+        for pair in zip(unpacked(memory, layout, [None] * len(batches)), batches, strict=True)
+    )
     alone = make_objective("causal_lm", input_length_tokens=64)
     batch = open_stream(*mixed.sources.values(), objective=alone).batch(np.arange(4))
-    layout, arrays, size_bytes = _laid_out([batch])
+    layout, arrays, size_bytes = laid_out([batch])
     # The labels of a decoder are its inputs, and travel once.
     assert size_bytes < 1.5 * batch.input_ids.nbytes
     memory = np.empty(size_bytes, dtype=np.uint8)
-    _fill(memory, arrays)
-    assert same(_unpacked(memory, layout)[0], batch)
+    fill(memory, arrays)
+    assert same(unpacked(memory, layout, [None])[0], batch)
 
 
 @pytest.mark.parametrize(
