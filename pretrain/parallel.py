@@ -28,7 +28,7 @@ class ParallelSettings(Section):
         try:
             check_context(model, self.context, least_tokens)
         except ValueError as error:
-            raise ValueError(f"parallel.{error}") from None
+            raise ValueError(f"parallel.context {self.context}: {error}") from None
         if self.context > 1 and compiled:
             raise ValueError(
                 f"parallel.context {self.context} does not go with train.compile: layers that talk "

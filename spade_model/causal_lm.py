@@ -12,7 +12,8 @@ from spade_model.attention.backends import check_backend
 from spade_model.config import SpadeConfig
 from spade_model.decoding import CausalCache
 from spade_model.initialization import initialize_parameters
-from spade_model.seq2seq import IGNORED_LABEL, cross_entropy
+from spade_model.seq2seq import IGNORED_LABEL, cross_entropy, summed_cross_entropy
+from spade_model.sequence_part import SequencePart
 from spade_model.stack import LongStack
 
 
@@ -50,9 +51,12 @@ class SpadeCausalModel(nn.Module):
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
         cache: CausalCache | None = None,
+        part: SequencePart | None = None,
     ) -> Tensor:
         """Return the stack's output [B, L, d_model]; arguments as of `LongStack.forward`."""
-        hidden: Tensor = self.decoder(self.shared(input_ids), attention_mask, segment_ids, cache)
+        hidden: Tensor = self.decoder(
+            self.shared(input_ids), attention_mask, segment_ids, cache, part=part
+        )
         return hidden
 
 
@@ -94,6 +98,7 @@ class SpadeForCausalLM(nn.Module):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        part: SequencePart | None = None,
     ) -> CausalLMOutput:
         """Predict the token after each one, and compare with labels if there are any.
 
@@ -104,9 +109,12 @@ class SpadeForCausalLM(nn.Module):
                 passes there. Padded labels have to be ignored by the labels.
             segment_ids: int64 [B, L]: documents of packed rows, which do not meet, or None. The
                 first token of a document is then no label.
+            part: Whoever holds the rest of the sequences, if all of these, labels as well, are of a
+                part of them, or None; see `spade_model.context_parallel.part`. The loss is that of
+                the whole sequences, the same for all parts.
         """
-        logits: Tensor = self.lm_head(self.model(input_ids, attention_mask, segment_ids))
-        loss = None if labels is None else next_token_loss(logits, labels, segment_ids)
+        logits: Tensor = self.lm_head(self.model(input_ids, attention_mask, segment_ids, part=part))
+        loss = None if labels is None else next_token_loss(logits, labels, segment_ids, part)
         return CausalLMOutput(loss, logits)
 
     def new_cache(self) -> CausalCache:
@@ -186,17 +194,29 @@ def _ending_together(input_ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return input_ids.gather(1, source), valid.gather(1, source)
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+def next_token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    segment_ids: Tensor | None = None,
+    part: SequencePart | None = None,
+) -> Tensor:
     """Return the mean cross entropy of each token's label given the tokens before.
 
     Args:
         logits: [B, L, V].
         labels: int64 [B, L], of the tokens themselves; -100 where ignored.
         segment_ids: int64 [B, L] or None; the first label of a segment is ignored.
+        part: Whoever holds the rest of the sequences, or None. What each part ends with is to
+            predict what the next begins with, and the mean is over all parts.
 
     Returns:
         A scalar, float32 at least; 0 if every label is ignored.
     """
+    if part is not None:
+        ids = None if segment_ids is None else part.reaching_next(segment_ids)
+        targets = predicted_labels(part.reaching_next(labels), ids)
+        total, count = summed_cross_entropy(logits[:, : targets.shape[1]], targets)
+        return part.total(total) / part.total(count).clamp(min=1)
     return cross_entropy(logits[:, :-1], predicted_labels(labels, segment_ids))
 
 

@@ -320,8 +320,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A scalar; 0 if every label is ignored.
     """
+    total, count = summed_cross_entropy(logits, labels)
+    return total / count.clamp(min=1)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum that `cross_entropy` is the mean of, and the number of labels, both scalars.
+
+    Args:
+        logits: [B, T, V].
+        labels: int64 [B, T].
+    """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = functional.cross_entropy(
         precise.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
     )
-    return total / (labels != IGNORED_LABEL).sum().clamp(min=1)
+    return total, (labels != IGNORED_LABEL).sum()

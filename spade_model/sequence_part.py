@@ -51,3 +51,16 @@ class SequencePart(AttendAcross, Protocol):
 
         Behind it torch's generators stand where they do on all ranks.
         """
+
+    def reaching_next(self, ids: Tensor) -> Tensor:
+        """Put what the next part begins with behind what is here.
+
+        Args:
+            ids: int64 [B, L].
+
+        Returns:
+            int64 [B, L + 1], or `ids` itself at the end of the sequences.
+        """
+
+    def total(self, x: Tensor) -> Tensor:
+        """Add up what all parts give, with gradients: the same on all, to the last bit."""

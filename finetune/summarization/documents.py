@@ -183,9 +183,11 @@ def _cut(row: NDArray[np.int32], most: int) -> NDArray[np.int32]:
     return np.concatenate([row[: most - 1], row[-1:]])
 
 
-def pad_inputs(inputs: Sequence[NDArray[np.int32]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return ids int64 [B, L] and attention mask [B, L]."""
-    length = max(map(len, inputs))
+def pad_inputs(
+    inputs: Sequence[NDArray[np.int32]], pad_token_id: int, least_tokens: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Return ids int64 [B, L] and attention mask [B, L], L not below the least."""
+    length = max(least_tokens, *map(len, inputs))
     ids = torch.full((len(inputs), length), pad_token_id, dtype=torch.int64)
     mask = torch.zeros((len(inputs), length), dtype=torch.int64)
     for index, tokens in enumerate(inputs):

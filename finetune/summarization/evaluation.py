@@ -1,7 +1,8 @@
 """What a model makes of documents: the likelihood of their summaries, and summaries of its own.
 
 The batches depend on the rows alone, not on how many processes share them, so that any number of
-processes comes to the same summaries and numbers. A document is encoded once for all that is asked.
+processes comes to the same summaries and numbers. A document is encoded once for all that is asked,
+by one process, or where documents are shared by all of them, each of which has a part of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from finetune import processes
 from finetune.summarization.documents import IGNORED, SummaryRows, pad_inputs, pad_targets
 from finetune.summarization.rouge import score_summary
-from spade_model.huggingface import SpadeForConditionalGeneration
+from spade_model.huggingface import SpadeForConditionalGeneration, part_of_all_processes
 
 Record = dict[str, Any]
 """What is known of a row: ``nll``, ``shuffled_nll`` (sums over the summary's tokens, in nats),
@@ -80,20 +81,32 @@ def length_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     return batches
 
 
-def summed_nll(
-    model: SpadeForConditionalGeneration, encoded: Tensor, attention_mask: Tensor, labels: Tensor
-) -> Tensor:
+@dataclass(frozen=True)
+class Encoded:
+    """Documents, or this process's part of them, behind the encoder: arguments of the model."""
+
+    encoder_outputs: BaseModelOutput
+    attention_mask: Tensor
+    """[B, L], 0 where padded."""
+    part: Any
+    """Of documents that all processes share, else None."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them by name."""
+        whole = {"encoder_outputs": self.encoder_outputs, "attention_mask": self.attention_mask}
+        return whole if self.part is None else {**whole, "part": self.part}
+
+
+def summed_nll(model: SpadeForConditionalGeneration, encoded: Encoded, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood [B] of summaries, in nats, summed over their tokens.
 
     Args:
         model: In evaluation mode.
-        encoded: What the encoder made of the documents, [B, L, d_model].
-        attention_mask: [B, L], 0 where padded.
+        encoded: What the encoder made of the documents.
         labels: int64 [B, T], -100 behind the ends.
     """
     logits = model(
-        encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-        attention_mask=attention_mask,
+        **encoded.arguments(),
         decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
         use_cache=False,
     ).logits
@@ -111,6 +124,7 @@ class Examiner:
         tokenizer: Of the model.
         most_tokens: Of a batch: of its documents and summaries, padding included.
         say: Takes lines of progress.
+        shared: Whether all processes share each document, instead of taking documents each.
     """
 
     def __init__(
@@ -119,11 +133,14 @@ class Examiner:
         tokenizer: PreTrainedTokenizerBase,
         most_tokens: int,
         say: Callable[[str], None],
+        *,
+        shared: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._most_tokens = most_tokens
         self._say = say
+        self._shared = shared
 
     def examine(
         self,
@@ -141,8 +158,9 @@ class Examiner:
         most = self._model.config.max_target_length_tokens
         batches = length_batches([len(row) + most for row in rows.inputs], self._most_tokens)
         # Those of the last round that get no batch get an empty one.
-        rounds = math.ceil(len(batches) / processes.world_size())
-        mine = batches[processes.rank() :: processes.world_size()]
+        readers_of_batches = 1 if self._shared else processes.world_size()
+        rounds = math.ceil(len(batches) / readers_of_batches)
+        mine = batches[processes.rank() % readers_of_batches :: readers_of_batches]
         mine += [[]] * (rounds - len(mine))
         readers = None
         if questions.shuffled and rows.targets is not None and len(rows) > 1:
@@ -176,29 +194,35 @@ class Examiner:
         """
         if not batch:
             return
-        ids, mask = (
-            tensor.to(self._model.device)
-            for tensor in pad_inputs([rows.inputs[row] for row in batch], self._pad_token_id)
-        )
-        encoded = self._model.get_encoder()(ids, mask).last_hidden_state
+        encoded = self._encode([rows.inputs[row] for row in batch])
         if rows.targets is not None:
-            yield from self._score(rows, batch, encoded, mask, "nll")
+            yield from self._score(rows, batch, encoded, "nll")
             if readers is not None:
                 others = [int(readers[row]) for row in batch]
-                yield from self._score(rows, others, encoded, mask, "shuffled_nll")
+                yield from self._score(rows, others, encoded, "shuffled_nll")
         if questions.writing is not None:
-            yield from self._write(rows, batch, encoded, mask, questions.writing)
+            yield from self._write(rows, batch, encoded, questions.writing)
+
+    def _encode(self, documents: list[NDArray[np.int32]]) -> Encoded:
+        least = processes.world_size() if self._shared else 1
+        ids, mask = pad_inputs(documents, self._pad_token_id, least)
+        part = None
+        if self._shared:
+            part = part_of_all_processes(ids.shape[1])
+            ids, mask = ids[:, part.tokens], mask[:, part.tokens]
+        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
+        return Encoded(self._model.get_encoder()(ids, mask, part=part), mask, part)
 
     @property
     def _pad_token_id(self) -> int:
         return int(self._tokenizer.pad_token_id)
 
     def _score(
-        self, rows: SummaryRows, summaries: list[int], encoded: Tensor, mask: Tensor, name: str
+        self, rows: SummaryRows, summaries: list[int], encoded: Encoded, name: str
     ) -> Iterator[tuple[int, Record]]:
         assert rows.targets is not None, "asked of rows with summaries"
-        labels = pad_targets([rows.targets[row] for row in summaries]).to(encoded.device)
-        sums = summed_nll(self._model, encoded, mask, labels).tolist()
+        labels = pad_targets([rows.targets[row] for row in summaries]).to(self._model.device)
+        sums = summed_nll(self._model, encoded, labels).tolist()
         for row, nll in zip(summaries, sums, strict=True):
             yield row, {name: nll}
 
@@ -206,15 +230,10 @@ class Examiner:
         self,
         rows: SummaryRows,
         batch: list[int],
-        encoded: Tensor,
-        mask: Tensor,
+        encoded: Encoded,
         writing: GenerationConfig,
     ) -> Iterator[tuple[int, Record]]:
-        tokens = self._model.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-            attention_mask=mask,
-            generation_config=writing,
-        )
+        tokens = self._model.generate(**encoded.arguments(), generation_config=writing)
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         for row, text in zip(batch, texts, strict=True):
             record: Record = {"prediction": text.strip()}

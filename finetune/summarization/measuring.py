@@ -28,6 +28,7 @@ def evaluate_summarizer(
     settings: SummarySettings,
     measuring: MeasuringSettings,
     *,
+    context: int = 1,
     out: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
@@ -39,6 +40,7 @@ def evaluate_summarizer(
         settings: As while fine-tuning, but for `choose_by`. Where `lead_words` is None, LEAD is as
             long as the median of the file's own summaries.
         measuring: How the model is run; batches go by `settings.evaluation_batch_tokens`.
+        context: Processes that share each document: 1, or all of them.
         out: Folder for the summaries; None: they are not written.
         say: Takes lines of progress.
 
@@ -49,6 +51,11 @@ def evaluate_summarizer(
         FinetuneError: A file or the folder is not what it should be, or a setting does not fit.
         OSError: A file cannot be read or written.
     """
+    if context > 1 and context != processes.world_size():
+        raise FinetuneError(
+            f"context is {context} and {processes.world_size()} processes were started; start as "
+            "many as are to share a document"
+        )
     join_processes()
     fields = check_folder(folder)
     if not (fields.get("num_encoder_layers") and fields.get("num_decoder_layers")):
@@ -67,7 +74,8 @@ def evaluate_summarizer(
     if out is not None and processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
     model.to(measuring.device).eval()
-    examiner = Examiner(model, tokenizer, settings.evaluation_batch_tokens, say)
+    most_tokens = settings.evaluation_batch_tokens
+    examiner = Examiner(model, tokenizer, most_tokens, say, shared=context > 1)
     results = {}
     for name, one in rows.items():
         with torch.autocast(measuring.device.type, torch.bfloat16, enabled=measuring.uses_bfloat16):

@@ -46,6 +46,9 @@ _Precision = Annotated[
     typer.Option(help="float32 or bfloat16 (default: bfloat16 on GPUs that have it)."),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Context = Annotated[
+    int, typer.Option(min=1, help="Processes that share each input, for inputs too long for one.")
+]
 _Out = Annotated[
     Path | None, typer.Option(help="Folder for the predictions (default: none written).")
 ]
@@ -123,16 +126,25 @@ def denoise(
     seed: Annotated[int, typer.Option(min=0, help="Chooses windows and masks.")] = 0,
     text_column: _TextColumn = "text",
     batch_size: _BatchSize = 4,
+    context: _Context = 1,
     as_json: _Json = False,
 ) -> None:
     """Held-out loss of an exported encoder-decoder on documents, under its own objective.
 
-    DIR is what spade export wrote; files are those that spade data build reads. One process.
+    DIR is what spade export wrote; files are those that spade data build reads. One process, or
+    with --context several, which are started on this machine unless torchrun has started them.
     """
     prepare_libraries()
     from finetune.intervals import bootstrap_ratio_interval
-    from pretrain.evaluation.exported import evaluate_export
+    from finetune.processes import world_size
+    from pretrain.evaluation.exported import check_export, evaluate_export
 
+    if context > 1 and world_size() == 1:
+        check_export(model, context)
+        names = {"samples": samples, "seed": seed, "text-column": text_column}
+        names |= {"batch-size": batch_size, "context": context}
+        _start_processes(context, ["denoise", model, *files], names, as_json)
+        return
     report = evaluate_export(
         model,
         files,
@@ -140,6 +152,7 @@ def denoise(
         batch_size=batch_size,
         seed=seed,
         text_field=text_column,
+        context=context,
         say=_progress(as_json),
     )
     interval = bootstrap_ratio_interval(report.sample_nats, report.sample_targets.astype(float))
@@ -231,6 +244,7 @@ def summarize(
         typer.Option(help="Of the baseline LEAD (default: the median of a file's summaries)."),
     ] = None,
     evaluation_batch_tokens: EvaluationBatchTokens = 16_384,
+    context: _Context = 1,
     out: _Out = None,
     precision: _Precision = None,
     as_json: _Json = False,
@@ -238,17 +252,40 @@ def summarize(
     """Summarize documents with a fine-tuned model, and measure where they have summaries.
 
     DIR is seed-N/model of a run of spade finetune summarize. One process alone, or one for each
-    GPU under torchrun.
+    GPU under torchrun, each with documents of its own; or with --context several that share each
+    document, which are started on this machine unless torchrun has started them.
     """
     prepare_libraries()
     need_rouge()
-    from finetune.processes import is_first
+    from finetune.processes import is_first, world_size
     from finetune.summarization.documents import Columns as SummaryColumns
     from finetune.summarization.measuring import evaluate_summarizer
     from finetune.summarization.recipe import SummarySettings
     from finetune.summarization.scores import tables_of_models
     from finetune.summarization.writing import WritingSettings
 
+    if context > 1 and world_size() == 1:
+        _check_shared(model, context)
+        names = {
+            "document-column": document_column,
+            "summary-column": summary_column,
+            "id-column": id_column,
+            "prefix": prefix,
+            "max-input-tokens": max_input_tokens,
+            "beams": beams,
+            "length-penalty": length_penalty,
+            "no-repeat-ngram": no_repeat_ngram,
+            "min-summary-tokens": min_summary_tokens,
+            "max-summary-tokens": max_summary_tokens,
+            "lead-words": lead_words,
+            "evaluation-batch-tokens": evaluation_batch_tokens,
+            "context": context,
+            "out": out,
+            "precision": precision,
+        }
+        files = [f"--test={path}" for path in test]
+        _start_processes(context, ["summarize", model, *files], names, as_json)
+        return
     found = evaluate_summarizer(
         model,
         test,
@@ -267,6 +304,7 @@ def summarize(
             evaluation_batch_tokens=evaluation_batch_tokens,
         ),
         _settings(1, precision),
+        context=context,
         out=out,
         say=_progress(as_json),
     )
@@ -276,6 +314,31 @@ def summarize(
     details = {name: one["details"] for name, one in found.items()}
     for own in tables_of_models([(model.name, details)]):
         table(own.title, own.columns, own.rows)
+
+
+def _check_shared(model: Path, context: int) -> None:
+    """Refuses what cannot be cut, before anything is started."""
+    from finetune.exported import check_folder
+    from spade_model.context_parallel.checks import check_context
+    from spade_model.huggingface import SpadePretrainedConfig
+
+    check_folder(model)
+    check_context(SpadePretrainedConfig.from_pretrained(model).to_spade_config(), context)
+
+
+def _start_processes(
+    number: int, words: Sequence[str | Path], options: dict[str, Any], as_json: bool
+) -> None:
+    """Runs `spade evaluate` with these words and options in so many processes of this machine."""
+    from launch.local import local_command, worker_environment
+    from launch.processes import run_supervised
+
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    worker = ["-m", "launch.cli", "evaluate", *map(str, words), *given]
+    command = local_command([*worker, *(["--json"] if as_json else [])], number)
+    ended = run_supervised(command, environment=worker_environment(number))
+    if ended.exit_code:
+        raise typer.Exit(ended.exit_code if ended.exit_code > 0 else 128 - ended.exit_code)
 
 
 def _settings(batch_size: int, precision: str | None) -> MeasuringSettings:

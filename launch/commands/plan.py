@@ -60,7 +60,8 @@ def plan(
     utilisation only from a run.
     """
     from pretrain.config import RunConfig
-    from pretrain.planning.plan import Machines, plan_run
+    from pretrain.planning.advice import out_of_memory_advice
+    from pretrain.planning.plan import USABLE_MEMORY, Machines, plan_run
     from pretrain.planning.this_machine import find_device
 
     settings = RunConfig.load(config, overrides or [])
@@ -71,10 +72,18 @@ def plan(
     machines = Machines(chosen, nodes, gpus_per_node, disk_gb_per_second * 1e9)
     planned = plan_run(settings, machines)
     budget = tokens or planned.tokens_in_run
+    advice: list[str] = []
+    if not planned.configured.fits:
+        usable = int(USABLE_MEMORY * chosen.memory_bytes)
+        sizes = (machines.world_size, usable)
+        advice = out_of_memory_advice(settings, *sizes, device_type=machines.device_type)
     if as_json:
-        print_json(_as_data(planned, budget, price_per_gpu_hour))
+        data = _as_data(planned, budget, price_per_gpu_hour)
+        print_json({**data, "advice": advice})
         return
     _show_memory(planned)
+    for number, line in enumerate(advice):
+        say(f"  {line}" if number else f"The configuration (*) does not fit: {line}; with")
     _show_speed(planned)
     _show_run(planned, budget, price_per_gpu_hour)
 
@@ -123,18 +132,23 @@ def _show_memory(planned: RunPlan) -> None:
 
 
 def _show_speed(planned: RunPlan) -> None:
+    shares = planned.configured.communication.context_ranks > 1
     rows = []
     for layout in planned.layouts:
         slow, fast = layout.tokens_per_second
+        sent = layout.communication
+        between = (human_bytes(sent.context_bytes),) if shares else ()
         rows.append(
             (
                 _name(layout),
-                human_bytes(layout.communication.sent_bytes),
+                human_bytes(sent.sent_bytes),
+                *between,
                 f"{1000 * layout.communication_seconds:,.1f} ms",
                 f"{slow:,.0f} to {fast:,.0f}",
             )
         )
-    columns = ("", "sent by a rank in a step", "on the wire", "tokens/s")
+    between = ("to those of its inputs",) if shares else ()
+    columns = ("", "sent by a rank in a step", *between, "on the wire", "tokens/s")
     table("Communication and speed", columns, rows)
 
 
@@ -145,6 +159,7 @@ def _show_run(planned: RunPlan, budget: int, price: float | None) -> None:
     rows = [
         ("parameters", f"{planned.parameters:,}"),
         ("tokens of a step", f"{planned.tokens_per_step:,}"),
+        ("ranks that share each input", str(planned.configured.communication.context_ranks)),
         ("micro-batches of a step on a rank", str(planned.micro_batches_per_step)),
         ("tokens to train on", f"{budget:,}"),
         ("days", f"{few:,.1f} to {many:,.1f}"),

@@ -8,8 +8,10 @@ and the seed are those of the run's held-out data.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
@@ -37,7 +40,11 @@ from pretrain.exporting.errors import ExportError
 from pretrain.exporting.export import is_export
 from pretrain.exporting.provenance import PROVENANCE
 from pretrain.model_inputs import model_inputs
+from pretrain.ranks import find_ranks
+from pretrain.sample_groups import SampleGroup, make_sample_group
 from spade_model import SpadeForSeq2Seq
+from spade_model.context_parallel.checks import check_context
+from spade_model.context_parallel.group import ContextGroup
 
 _REMEDY = "export the checkpoint again"
 
@@ -70,6 +77,7 @@ def evaluate_export(
     batch_size: int = 4,
     seed: int = 0,
     text_field: str = "text",
+    context: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> DenoisingReport:
     """Measure an exported encoder-decoder on documents; on a GPU if there is one.
@@ -81,13 +89,16 @@ def evaluate_export(
         batch_size: Samples of one forward pass.
         seed: Chooses windows and masks.
         text_field: Of JSON lines and parquet files.
+        context: Processes that share each input; all of them call this, and get the same.
         say: Takes lines of progress.
 
     Raises:
         ExportError: The folder is no export, or cannot be read.
-        ConfigError: The documents are too short for the model's windows.
+        ConfigError: The documents are too short for the model's windows, or inputs cannot be shared
+            by so many.
         DataError: The documents cannot be read.
     """
+    check_export(folder, context)
     provenance = _read_provenance(folder)
     tokenizer = _tokenizer(folder, provenance)
     model = _load(folder)
@@ -115,7 +126,8 @@ def evaluate_export(
                 baseline=target_unigram(stream, size),
                 text_bytes=tokenizer.text_bytes,
             )
-            nats = _nats(model, heldout, batch_size, say)
+            with _sample_group(context) as group:
+                nats = _nats(model, heldout, batch_size, group, say)
         finally:
             stream.close()
     run = (provenance.get("heldout") or {}).get("eval/heldout/loss")
@@ -128,6 +140,53 @@ def evaluate_export(
         sample_targets=heldout.counts.targets.astype(np.int64),
         heldout_loss_of_the_run=run,
     )
+
+
+def check_export(folder: Path, context: int) -> None:
+    """Make sure that a folder can be measured by so many processes, before they are started.
+
+    Args:
+        folder: Written by `pretrain.exporting.export.export`.
+        context: Processes that share each input.
+
+    Raises:
+        ExportError: The folder is no export.
+        ConfigError: Its inputs cannot be shared by so many.
+    """
+    provenance = _read_provenance(folder)
+    if context > 1:
+        from spade_model.huggingface import SpadePretrainedConfig
+
+        model = SpadePretrainedConfig.from_pretrained(folder).to_spade_config()
+        try:
+            check_context(model, context, provenance["objective"]["input_length_tokens"])
+        except ValueError as error:
+            raise ConfigError(f"{folder}: {error}") from None
+
+
+@contextmanager
+def _sample_group(context: int) -> Iterator[SampleGroup]:
+    """The processes that share each input: all that a launcher has started.
+
+    Raises:
+        ConfigError: It has started another number of them.
+    """
+    if context == 1:
+        yield SampleGroup(0, 1, ContextGroup.alone())
+        return
+    ranks = find_ranks(os.environ)
+    if ranks.world_size != context:
+        raise ConfigError(
+            f"context {context} wants as many processes, and {ranks.world_size} were started; "
+            "start as many"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield make_sample_group(ranks, context)
+    finally:
+        dist.destroy_process_group()
 
 
 def _read_provenance(folder: Path) -> dict[str, Any]:
@@ -212,6 +271,7 @@ def _nats(
     model: SpadeForSeq2Seq,
     heldout: HeldoutSamples,
     batch_size: int,
+    group: SampleGroup,
     say: Callable[[str], None],
 ) -> npt.NDArray[np.float64]:
     """[samples, 2] all targets, and those that are text."""
@@ -225,7 +285,8 @@ def _nats(
         for first in range(0, heldout.size, batch_size):
             last = min(heldout.size, first + batch_size)
             batch = stream.batch(np.arange(first, last, dtype=np.int64))
-            parts.append(sample_nats(model, model_inputs(batch, device), is_text).cpu().numpy())
+            inputs = group.share(model_inputs(batch, device))
+            parts.append(sample_nats(model, inputs, is_text).cpu().numpy())
             if len(parts) % 16 == 0:
                 say(f"{last:,} of {heldout.size:,} samples")
     return np.concatenate(parts)

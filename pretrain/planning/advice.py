@@ -41,7 +41,35 @@ def out_of_memory_advice(
             continue
         if needed < now.device_bytes:
             lines.append(f"{text}: {_gib(needed)}")
-    return lines
+    return lines + _longer_groups(config, world_size, available_bytes, device_type=device_type)
+
+
+def _longer_groups(
+    config: RunConfig, world_size: int, available_bytes: int, *, device_type: str
+) -> list[str]:
+    """Say how many ranks would have to share inputs: as few as suffice, or as many as can.
+
+    It is the one change that shortens what a rank has of an input, and costs micro-batches.
+    """
+    parallel, ranks = config.parallel, config.parallel.context
+    line, least = "", run_memory(config, world_size, device_type).device_bytes
+    whole = config.data.input_length_tokens
+    stages = config.train.curriculum
+    shortest = min([whole, *(stage.input_length_tokens or whole for stage in stages)])
+    for context in range(2 * ranks, world_size + 1, ranks):
+        longer = parallel.model_copy(update={"context": context})
+        changed = config.model_copy(update={"parallel": longer})
+        try:
+            longer.check(config.model, shortest, compiled=config.train.compile)
+            changed.most_accumulation_steps(world_size)
+        except ValueError:
+            continue
+        needed = run_memory(changed, world_size, device_type).device_bytes
+        if needed < least:
+            line, least = f"parallel.context={context}: {_gib(needed)}", needed
+        if needed <= available_bytes:
+            break
+    return [line] if line else []
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:

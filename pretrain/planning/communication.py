@@ -5,6 +5,9 @@ a buffer to gather or to scatter it and twice that to reduce it for all, which i
 (Patarasuk and Yuan 2009). DeepSpeed 0.19 reduces the buckets of stages 1 and 2 for all ranks
 although each needs only its share, so ZeRO's promise that they cost no more than plain data
 parallelism does not hold with it.
+
+Ranks that share inputs (`parallel.context`) also send each other what the layers ask for, in both
+passes; `spade_model.context_parallel.cost` has the formulas. None of it grows with the length.
 """
 
 from __future__ import annotations
@@ -27,10 +30,14 @@ class Communication:
     gathered_bytes: int
     """Weights that are collected from all ranks."""
     sent_bytes: int
-    """What a rank sends."""
+    """What a rank sends of these."""
+    context_ranks: int = 1
+    """Ranks that share inputs."""
+    context_bytes: int = 0
+    """What a rank sends to those of its inputs; of the rank that sends most."""
 
     def seconds(self, device: Device, nodes: int, devices_per_node: int) -> float:
-        """Time on the wire at `LINK_EFFICIENCY`, as if nothing else went on.
+        """Time of gradients and weights on the wire at `LINK_EFFICIENCY`, if nothing else goes on.
 
         Rings over several nodes use all adapters of a node at once, so that the slower of the link
         within a node and a node's adapters together sets the pace.
@@ -45,9 +52,31 @@ class Communication:
             rate = min(rate, devices_per_node * device.network_bytes_per_second)
         return self.sent_bytes / (LINK_EFFICIENCY * rate)
 
+    def context_seconds(self, device: Device, nodes: int, devices_per_node: int) -> float:
+        """The same of what is sent to the ranks of the same inputs, for which layers wait.
+
+        Such ranks are neighbours. Where they are not all on one node, each is counted as if it sent
+        everything through its own adapter.
+
+        Args:
+            device: Whose links.
+            nodes: Number of nodes.
+            devices_per_node: Ranks on each.
+        """
+        rate = device.link_bytes_per_second
+        if nodes > 1 and devices_per_node % self.context_ranks:
+            rate = min(rate, device.network_bytes_per_second)
+        return self.context_bytes / (LINK_EFFICIENCY * rate)
+
 
 def plan_communication(
-    parameters: int, embedding_parameters: int, sharding: Sharding, micro_batches: int
+    parameters: int,
+    embedding_parameters: int,
+    sharding: Sharding,
+    micro_batches: int,
+    *,
+    context_ranks: int = 1,
+    context_bytes: int = 0,
 ) -> Communication:
     """Count the bytes of one optimizer step.
 
@@ -56,6 +85,8 @@ def plan_communication(
         embedding_parameters: Those of the embedding, which encoder, decoder and head share.
         sharding: Stage and ranks.
         micro_batches: Of one step on one rank.
+        context_ranks: Ranks that share inputs.
+        context_bytes: What a rank sends to these for one micro-batch.
     """
     whole = FLOAT32_BYTES * parameters
     ranks = sharding.world_size
@@ -68,4 +99,10 @@ def plan_communication(
         if sharding.live_elements < parameters:
             gathered = 2 * (whole + FLOAT32_BYTES * embedding_parameters) * micro_batches
     passes = 1 if stage == 3 else 2
-    return Communication(reduced, gathered, round(part * (passes * reduced + gathered)))
+    return Communication(
+        reduced_bytes=reduced,
+        gathered_bytes=gathered,
+        sent_bytes=round(part * (passes * reduced + gathered)),
+        context_ranks=context_ranks,
+        context_bytes=micro_batches * context_bytes,
+    )

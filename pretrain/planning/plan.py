@@ -11,7 +11,13 @@ from pretrain.errors import ConfigError
 from pretrain.planning.communication import Communication, plan_communication
 from pretrain.planning.devices import Device
 from pretrain.planning.memory import FLOAT32_BYTES, MemoryPlan, OffloadPlace
-from pretrain.planning.run_shape import optimizer_bytes, run_memory, sharding
+from pretrain.planning.run_shape import (
+    context_bytes,
+    optimizer_bytes,
+    rank_lengths,
+    run_memory,
+    sharding,
+)
 from spade_model.cost import (
     count_parameters,
     forward_flops_per_sample,
@@ -76,7 +82,7 @@ class LayoutPlan:
     """With the snapshot of a checkpoint that is written in the background."""
     communication: Communication
     communication_seconds: float
-    """Of one step."""
+    """Of one step, for gradients and weights, and between ranks that share inputs."""
     tokens_per_second: tuple[float, float]
     """Over all ranks: careful and hopeful. Transfers of offloaded states are not counted."""
 
@@ -179,13 +185,21 @@ def _plan_layout(config: RunConfig, machines: Machines, *, configured: bool) -> 
     memory = run_memory(config, ranks, machines.device_type)
     parameters = count_parameters(config.model)
     communication = plan_communication(
-        parameters.total, parameters.embedding, shards, config.accumulation_steps(ranks)
+        parameters.total,
+        parameters.embedding,
+        shards,
+        config.accumulation_steps(ranks),
+        context_ranks=config.parallel.context,
+        context_bytes=context_bytes(config),
     )
-    on_wire = communication.seconds(machines.device, machines.nodes, machines.devices_per_node)
+    links = (machines.device, machines.nodes, machines.devices_per_node)
+    on_wire, between_layers = communication.seconds(*links), communication.context_seconds(*links)
     snapshot = 0
     if config.checkpoint.in_background:
         snapshot = -(-(FLOAT32_BYTES * parameters.total + optimizer_bytes(config)) // ranks)
     slow, fast = (_compute_seconds(config, machines, used) for used in machines.device.utilisation)
+    # Layers wait for what other parts tell them; only gradients can travel meanwhile.
+    slow, fast = slow + between_layers, fast + between_layers
     hidden = max(fast, on_wire) if shards.overlaps else fast + on_wire
     tokens = config.train.global_batch_size * config.data.make_objective().window_tokens
     return LayoutPlan(
@@ -198,7 +212,7 @@ def _plan_layout(config: RunConfig, machines: Machines, *, configured: bool) -> 
         largest_micro_batch_size=_largest_micro_batch_size(config, machines),
         host_bytes_per_node=machines.devices_per_node * (memory.host_bytes + snapshot),
         communication=communication,
-        communication_seconds=on_wire,
+        communication_seconds=on_wire + between_layers,
         tokens_per_second=(tokens / (slow + on_wire), tokens / hidden),
     )
 
@@ -206,7 +220,7 @@ def _plan_layout(config: RunConfig, machines: Machines, *, configured: bool) -> 
 def _largest_micro_batch_size(config: RunConfig, machines: Machines) -> int:
     train, ranks = config.train, machines.world_size
     stages = [stage.global_batch_size or train.global_batch_size for stage in train.curriculum]
-    share = math.gcd(train.global_batch_size, *stages) // ranks
+    share = math.gcd(train.global_batch_size, *stages) * config.parallel.context // ranks
     best = 0
     for size in range(1, share + 1):
         if share % size:
@@ -220,11 +234,14 @@ def _largest_micro_batch_size(config: RunConfig, machines: Machines) -> int:
 
 
 def _compute_seconds(config: RunConfig, machines: Machines, utilisation: float) -> float:
-    """Time of one step's arithmetic on each rank, with what is computed again."""
+    """Time of one step's arithmetic on each rank, with what is computed again.
+
+    Ranks that share inputs have a part of the encoder's work and of that on its output, and all
+    else of the decoder's. What they compute twice at the ends of parts is not counted.
+    """
     train, device = config.train, machines.device
-    objective = config.data.make_objective()
-    lengths = (objective.input_length_tokens, objective.target_length_tokens)
-    samples = train.global_batch_size / machines.world_size
+    lengths = rank_lengths(config)
+    samples = train.global_batch_size * config.parallel.context / machines.world_size
     sample = float(training_flops_per_sample(config.model, *lengths))
     if train.activation_checkpointing == "full":
         forward = forward_flops_per_sample(config.model, *lengths)

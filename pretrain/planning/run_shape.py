@@ -13,6 +13,7 @@ from pretrain.planning.memory import (
     Sharding,
     plan_memory,
 )
+from spade_model.context_parallel.cost import training_traffic
 from spade_model.cost import AttentionWork, count_parameters
 from spade_model.memory_cost import activation_bytes, logits_bytes
 
@@ -43,12 +44,7 @@ def model_memory(config: RunConfig, device_type: str) -> ModelMemory:
         device_type: ``cuda`` or ``cpu``: by it ``auto`` chooses who computes attention.
     """
     train, model = config.train, config.model
-    objective = config.data.make_objective()
-    # Of a rank: it has a part of the input, and whole targets.
-    lengths = (
-        math.ceil(objective.input_length_tokens / config.parallel.context),
-        objective.target_length_tokens,
-    )
+    lengths = rank_lengths(config)
     element = 4 if train.precision == "fp32" else 2
     parameters = count_parameters(model)
     kept_logits = train.micro_batch_size * logits_bytes(model, *lengths, bytes_per_element=element)
@@ -72,6 +68,32 @@ def model_memory(config: RunConfig, device_type: str) -> ModelMemory:
         logits_bytes=predictions * (8 if element == 4 else 10),
         cast_weights_bytes=casts,
         kept_casts=train.activation_checkpointing != "full",
+    )
+
+
+def rank_lengths(config: RunConfig) -> tuple[int, int]:
+    """Tokens of a sample that one rank has: the largest part of the input, and the whole target."""
+    objective = config.data.make_objective()
+    part = math.ceil(objective.input_length_tokens / config.parallel.context)
+    return part, objective.target_length_tokens
+
+
+def context_bytes(config: RunConfig) -> int:
+    """Bytes that a rank sends to those of the same inputs for one micro-batch, at most.
+
+    Whether rows are padded depends on the samples; they are counted as if they were.
+    """
+    train, objective = config.train, config.data.make_objective()
+    every = train.activation_checkpointing_every_layers
+    return training_traffic(
+        config.model,
+        config.parallel.context,
+        batch_size=train.micro_batch_size,
+        input_tokens=objective.input_length_tokens,
+        target_tokens=objective.target_length_tokens,
+        activation_bytes=FLOAT32_BYTES if train.precision == "fp32" else 2,
+        masked=True,
+        recomputed_every_layers=None if train.activation_checkpointing == "none" else every,
     )
 
 

@@ -1,4 +1,4 @@
-"""The ranks that share one sequence, and the three ways in which they talk.
+"""The ranks that share one sequence, and the ways in which they talk.
 
 All of them are collectives: every rank of the group calls them in the same order, also in the
 backward pass and where activation checkpointing computes a layer again. Messages to ranks that need
@@ -135,4 +135,28 @@ def differentiable_exchange(
     result: Tensor = _Exchange.apply(  # type: ignore[no-untyped-call]
         sent, group, sent_sizes, received_sizes, kind
     )
+    return result
+
+
+class _Total(torch.autograd.Function):
+    """A sum over the ranks, whose adjoint is one as well: every rank uses the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ContextGroup, kind: TransferKind) -> Tensor:
+        ctx.facts = (group, kind)
+        return torch.stack(group.gather(x, kind)).sum(dim=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        group, kind = ctx.facts
+        return torch.stack(group.gather(gradient, kind, backward=True)).sum(dim=0), None, None
+
+
+def differentiable_total(group: ContextGroup, x: Tensor, kind: TransferKind) -> Tensor:
+    """Return the sum of the tensors of all ranks, with gradients; the same bits on all of them.
+
+    Either all ranks go through the backward pass of it or none, as of `differentiable_exchange`.
+    """
+    result: Tensor = _Total.apply(x, group, kind)  # type: ignore[no-untyped-call]
     return result

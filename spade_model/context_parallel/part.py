@@ -8,7 +8,8 @@ average_gradients(model.parameters(), group)
 ```
 
 Every rank of the group gives its own tokens and its own piece of masks and segment ids, but the
-same labels, and draws from generators in the same state. Then all compute the same loss.
+same labels, and draws from generators in the same state. Then all compute the same loss. To a
+causal language model, whose labels are its tokens, each gives its own labels as well.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from spade_model.attention.chunks import leading_padding
 from spade_model.config import AttentionBackend, SpadeConfig
 from spade_model.context_parallel.checks import check_context, cut_lengths
 from spade_model.context_parallel.cross_attention import sharded_attention
-from spade_model.context_parallel.group import ContextGroup
+from spade_model.context_parallel.group import ContextGroup, differentiable_total
 from spade_model.context_parallel.halo import make_halo, widened_ids
 from spade_model.context_parallel.local_attention import halo_attention_context
 from spade_model.context_parallel.state_passing import StatePassing, passages_of
@@ -177,6 +178,15 @@ class ContextPart:
         return sharded_attention(
             query, key, value, mask, self.group, scale=scale, dropout=dropout, seed=seed
         )
+
+    def reaching_next(self, ids: Tensor) -> Tensor:
+        """See `SequencePart.reaching_next`."""
+        halo = make_halo(self.lengths_tokens, self.group.rank, 0, 1)
+        return widened_ids(ids, halo, self.group)
+
+    def total(self, x: Tensor) -> Tensor:
+        """See `SequencePart.total`."""
+        return differentiable_total(self.group, x, "loss")
 
     def _seed(self) -> int:
         """Draw a number that all ranks draw, and make of it one of this rank's own."""

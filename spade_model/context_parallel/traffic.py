@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-TransferKind = Literal["agreement", "masks", "attention", "state_space", "cross_attention"]
+TransferKind = Literal["agreement", "masks", "attention", "state_space", "cross_attention", "loss"]
 """What is sent: facts that all ranks must share, ids of neighbouring tokens, keys and values,
-states of state spaces, parts of the decoder's attention."""
+states of state spaces, parts of the decoder's attention, parts of a language model's loss."""
 
 
 @dataclass(frozen=True)

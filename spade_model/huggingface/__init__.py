@@ -31,6 +31,7 @@ from spade_model.huggingface.modeling import (
     SpadePretrainedModel,
 )
 from spade_model.huggingface.question_answering import SpadeForQuestionAnswering
+from spade_model.huggingface.shared_inputs import part_of_all_processes
 from spade_model.huggingface.standalone import write_standalone
 from spade_model.huggingface.tokenization import SpadeTokenizer
 
@@ -45,6 +46,7 @@ __all__ = [
     "SpadePretrainedConfig",
     "SpadePretrainedModel",
     "SpadeTokenizer",
+    "part_of_all_processes",
 ]
 
 SpadePretrainedConfig.write_code = write_standalone

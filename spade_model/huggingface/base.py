@@ -20,6 +20,7 @@ from spade_model.huggingface.layers import with_checkpointing_layers
 from spade_model.initialization import initialize_parameters
 from spade_model.recording import StackRecord
 from spade_model.seq2seq import SpadeForSeq2Seq, SpadeModel
+from spade_model.sequence_part import SequencePart
 from spade_model.stack import LongStack
 
 _INITIALIZED = "_is_hf_initialized"
@@ -125,6 +126,7 @@ class SpadeEncoderView(nn.Module):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        part: SequencePart | None = None,
         **_: Any,
     ) -> BaseModelOutput:
         """Encode ids [B, L] or embeddings [B, L, d_model] to [B, L, d_model].
@@ -137,13 +139,14 @@ class SpadeEncoderView(nn.Module):
                 what the configuration says.
             output_attentions: Whether to return attention weights [B, H, L, L] as well, which
                 costs memory quadratic in the length; by default what the configuration says.
+            part: As of `LongStack.forward`.
 
         Raises:
-            ValueError: Both or neither of the inputs were given.
+            ValueError: Both or neither of the inputs were given, or attention weights of a part.
         """
         record = asked_record(self.config, output_hidden_states, output_attentions)
         embeddings = embed(self.shared, input_ids, inputs_embeds)
-        hidden = self.encoder(embeddings, attention_mask, record=record)
+        hidden = self.encoder(embeddings, attention_mask, record=record, part=part)
         return BaseModelOutput(
             last_hidden_state=hidden,
             hidden_states=recorded(record.hidden_states),

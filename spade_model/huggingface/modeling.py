@@ -17,6 +17,7 @@ from spade_model.huggingface.base import SpadeBase, asked_record, build_encoder,
 from spade_model.huggingface.configuration import SpadePretrainedConfig
 from spade_model.huggingface.generation_cache import GenerationCache
 from spade_model.seq2seq import IGNORED_LABEL, cross_entropy, shift_right
+from spade_model.sequence_part import SequencePart
 
 
 class SpadePretrainedModel(SpadeBase):
@@ -51,6 +52,7 @@ class SpadePretrainedModel(SpadeBase):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        part: SequencePart | None = None,
     ) -> Seq2SeqModelOutput | BaseModelOutput:
         """Encode unless that was done before, and decode if there is a decoder.
 
@@ -68,6 +70,8 @@ class SpadePretrainedModel(SpadeBase):
                 what the configuration says.
             output_attentions: Whether to return attention weights as well, [B, H, queries, keys],
                 at a cost that is quadratic in the length; by default what the configuration says.
+            part: Whoever holds the rest of the input, if all about it is that of a part, or None;
+                see `spade_model.context_parallel.part`.
             return_dict: Whether to return an object instead of a tuple.
 
         Raises:
@@ -76,11 +80,13 @@ class SpadePretrainedModel(SpadeBase):
         """
         asked = (output_hidden_states, output_attentions)
         if self.decoder is None:
-            return self.get_encoder()(input_ids, attention_mask, inputs_embeds, *asked)
+            return self.get_encoder()(input_ids, attention_mask, inputs_embeds, *asked, part=part)
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
         if encoder_outputs is None:
-            encoder_outputs = self.get_encoder()(input_ids, attention_mask, inputs_embeds, *asked)
+            encoder_outputs = self.get_encoder()(
+                input_ids, attention_mask, inputs_embeds, *asked, part=part
+            )
         if isinstance(encoder_outputs, BaseModelOutput):
             encoded = encoder_outputs
         else:
@@ -102,6 +108,7 @@ class SpadePretrainedModel(SpadeBase):
             decoder_attention_mask=decoder_attention_mask,
             cache=cache,
             record=record,
+            part=part,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=hidden,
@@ -144,6 +151,7 @@ class SpadeForConditionalGeneration(SpadeBase, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        part: SequencePart | None = None,
         return_dict: bool | None = None,  # Taken by the decorator; tools read signatures.
     ) -> Seq2SeqLMOutput:
         """Compute logits [B, T, vocab_size], and the loss if there are labels.
@@ -163,6 +171,8 @@ class SpadeForConditionalGeneration(SpadeBase, GenerationMixin):
             output_attentions: See there.
             num_items_in_batch: Number of labels by which to divide the summed loss, for gradient
                 accumulation; by default those of this batch.
+            part: See there; targets, logits and loss are the same for all parts, and so is what
+                `generate` returns.
             return_dict: See there.
 
         Raises:
@@ -184,6 +194,7 @@ class SpadeForConditionalGeneration(SpadeBase, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            part=part,
             return_dict=True,
         )
         logits = self.lm_head(output.last_hidden_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,62 @@ def test_the_command_measures_an_export(
     short.write_text("too short")
     assert "a window of the model" in refusal(capsys, "denoise", denoiser, short)
     assert "no provenance.json" in refusal(capsys, "denoise", exported, prose_corpus)
+
+
+@pytest.mark.slow
+def test_processes_that_share_windows_find_the_same(
+    denoiser: Path, prose_corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command starts them; windows are packed with documents that do not see each other."""
+    words = ["evaluate", "denoise", str(denoiser), str(prose_corpus), "--samples", "6", "--json"]
+    found = []
+    for more in ((), ("--context", "3")):
+        assert run_command([*words, *more]) == 0
+        found.append(json.loads(capfd.readouterr().out))
+    alone, shared = found
+    assert shared.keys() == alone.keys()
+    for name, value in alone.items():
+        expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-5)
+        assert shared[name] == expected, name
+
+
+@pytest.mark.slow
+def test_processes_that_share_documents_write_the_same(
+    exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a document has fewer tokens than there are processes."""
+    pytest.importorskip("rouge_score")
+    test = tmp_path / "test.jsonl"
+    short = tmp_path / "short.jsonl"
+    short.write_text(json.dumps({"document": "b"}) + "\n")
+    rows = [(f"{text} {text}", text[:20]) for text, _ in sentences(5, seed=4)]
+    test.write_text("".join(json.dumps({"document": d, "summary": s}) + "\n" for d, s in rows))
+    words = ["evaluate", "summarize", str(exported), f"--test={test}", f"--test={short}"]
+    words += ["--beams=2", "--json"]
+    found, written = [], []
+    for more in ((), ("--context=3",)):
+        out = tmp_path / f"written-{len(found)}"
+        assert run_command([*words, f"--out={out}", *more]) == 0
+        found.append(json.loads(capfd.readouterr().out)["test"]["metrics"])
+        lines = [line for path in sorted(out.glob("*.jsonl")) for line in path.open()]
+        written.append([json.loads(line)["prediction"] for line in lines])
+    assert written[0] == written[1]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_windows_that_cannot_be_shared_are_refused_before_anything_starts(
+    denoiser: Path, prose_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "denoise", denoiser, prose_corpus, "--context", "65")
+    assert "64 tokens cannot be cut into context=65 parts" in said
+    full = tmp_path / "full"
+    shutil.copytree(denoiser, full)
+    fields = json.loads((full / "config.json").read_text())
+    (full / "config.json").write_text(json.dumps(fields | {"attention": "full"}))
+    said = refusal(capsys, "denoise", full, prose_corpus, "--context", "2")
+    assert "attention='full' sees every token" in said
+    said = refusal(capsys, "summarize", full, "--test", prose_corpus, "--context", "2")
+    assert "attention='full' sees every token" in said
 
 
 def test_a_summarizer_is_measured_without_training(

@@ -34,22 +34,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("context")
 
 
-@functools.cache
-def run_of(size: int, folder: Path) -> list[dict[str, Any]]:
-    """What each rank of a group found, in one start of its processes."""
-    script = Path(context_ranks.__file__)
+def start(folder: Path, *words: str) -> None:
+    """Run `context_ranks` in a process of its own."""
     subprocess.run(
-        [sys.executable, script, folder, str(size)],
+        [sys.executable, context_ranks.__file__, folder, *words],
         check=True,
-        timeout=500,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    return [torch.load(folder / f"{size}-{rank}.pt") for rank in range(size)]
+
+
+@functools.cache
+def run_of(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """What each rank of each group found, in one start of their processes."""
+    start(folder, *map(str, SIZES))
+    return {
+        size: [torch.load(folder / f"{size}-{rank}.pt") for rank in range(size)] for size in SIZES
+    }
 
 
 @pytest.fixture
 def ranks(size: int, folder: Path) -> list[dict[str, Any]]:
-    return run_of(size, folder)
+    return run_of(folder)[size]
 
 
 @functools.cache
@@ -103,6 +109,8 @@ def check_training(steps: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_a_group_of_one_computes_the_whole(name: str) -> None:
     case, part = CASES[name], ContextPart(ContextGroup.alone(), (LENGTH,))
     check_equal(case, [context_ranks.measure(case, part)], whole(name))
+    if case.steps:
+        check_training(context_ranks.train(case, part), trained(name))
 
 
 @pytest.mark.slow
@@ -119,18 +127,56 @@ def test_parts_compute_what_the_whole_does(
             check_training(part["steps"], expected)
 
 
+def check_causal(kind: str, parts: list[dict[str, Any]]) -> None:
+    """Logits, the loss of every part, and gradients are those of the whole."""
+    expected = context_ranks.causal(kind, None)
+    valid = context_ranks.batch(CASES["s4 packed, all trained"])["attention_mask"]
+    logits = torch.cat([x["logits"] for x in parts], dim=1)
+    close(logits[valid], expected["logits"][valid], "torch.float64", "logits")
+    close(parts[0]["loss"], expected["loss"], "torch.float64", "loss")
+    assert all(torch.equal(x["loss"], parts[0]["loss"]) for x in parts)
+    for name, gradient in expected["gradients"].items():
+        close(parts[0]["gradients"][name], gradient, "torch.float64", f"gradient of {name}")
+
+
+@pytest.mark.parametrize("kind", context_ranks.CAUSAL)
+def test_a_group_of_one_has_the_loss_of_a_language_model(kind: str) -> None:
+    part = ContextPart(ContextGroup.alone(), (LENGTH,))
+    check_causal(kind, [context_ranks.causal(kind, part)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", context_ranks.CAUSAL)
 @EVERY_SIZE
-def test_parts_of_a_causal_stack_compute_what_the_whole_does(
+def test_parts_of_a_language_model_compute_what_the_whole_does(
     kind: str, size: int, ranks: list[dict[str, Any]]
 ) -> None:
-    """The first rank receives nothing and the last one sends nothing."""
-    expected, found = context_ranks.causal(kind, None), [rank["causal"][kind] for rank in ranks]
-    output = torch.cat([x["output"] for x in found], dim=1)
-    close(output, expected["output"], "torch.float64", "output")
-    for name, gradient in expected["gradients"].items():
-        close(found[0]["gradients"][name], gradient, "torch.float64", f"gradient of {name}")
+    """Each part predicts what the next begins with; the last part is one token and predicts none.
+
+    The first rank receives no state and the last one sends none.
+    """
+    check_causal(kind, [rank["causal"][kind] for rank in ranks])
+
+
+@pytest.mark.slow
+@EVERY_SIZE
+def test_an_encoder_in_parts_writes_what_the_whole_does(
+    size: int, ranks: list[dict[str, Any]]
+) -> None:
+    """By greedy search, by beams, and by sampling from the same seed."""
+    expected = context_ranks.written(None)
+    assert len({repr(ids.tolist()) for ids in expected.values()}) == len(expected)
+    for rank in ranks:
+        for name, ids in expected.items():
+            assert torch.equal(rank["written"][name], ids), name
+
+
+@pytest.mark.slow
+def test_two_starts_of_a_job_give_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    start(tmp_path, "again")
+    again = [torch.load(tmp_path / f"2-{rank}.pt")["bits"] for rank in range(2)]
+    assert {rank["bits"] for rank in run_of(folder)[2]} == set(again)
+    assert again[0] == again[1]
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
-"""One sequence on several ranks: ``python context_ranks.py FOLDER SIZE…``.
+"""One sequence on several ranks: ``python context_ranks.py FOLDER SIZE…``, or ``… FOLDER again``.
 
 Imports once and forks the ranks of every group, each of which goes through all `CASES` and writes
 what it found into `FOLDER/SIZE-RANK.pt`. What they are compared with is the same without a part.
+With ``again`` two ranks do nothing but what is to be the same in bits at every start.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from spade_model.context_parallel.gradients import average_gradients
 from spade_model.context_parallel.group import ContextGroup
 from spade_model.context_parallel.part import ContextPart
 from spade_model.context_parallel.traffic import Traffic
+from spade_model.huggingface import SpadeForConditionalGeneration, SpadePretrainedConfig
 from spade_model.seq2seq import SpadeForSeq2Seq
 
 TINY = SpadeConfig(
@@ -91,12 +94,14 @@ CASES = {
         {"state_space": "s4d_inv", "attention": "chunk", "position": "rope"},
         padded=True,
         backend="blocked",
+        steps=10,
     ),
     "s4d_legs, two channels": Case(
         {"state_space": "s4d_legs", "state_space_channels": 2, "position": "rope"},
         packed=True,
         backend="blocked",
         checkpointing="full",
+        steps=10,
     ),
     "ema packed in chunks": Case(
         {
@@ -208,27 +213,81 @@ def train(case: Case, part: ContextPart | None) -> dict[str, Any]:
 
 
 CAUSAL = {"s4": {}, "ema": {"state_space": "ema", "attention": "chunk"}}
+# The last part has nothing to predict.
+CAUSAL_LENGTHS = {1: (43,), 2: (42, 1), 3: (21, 21, 1), 4: (2, 20, 20, 1)}
 
 
 def causal(kind: str, part: ContextPart | None) -> dict[str, Any]:
-    """Outputs of a causal stack, and gradients of a sum over all of their tokens."""
+    """Logits, loss and gradients of a language model on padded rows of several documents."""
     torch.manual_seed(0)
-    weights = torch.randn(3, LENGTH, TINY.d_model, dtype=torch.float64)
     config = dataclasses.replace(TINY, num_encoder_layers=0, **CAUSAL[kind])
-    model = SpadeForCausalLM(config).double().train().model
-    model.decoder.activation_checkpointing = ActivationCheckpointing("full")
+    model = SpadeForCausalLM(config).double().train()
+    with torch.no_grad():
+        model.model.shared.weight.mul_(20)
+    model.set_activation_checkpointing(ActivationCheckpointing("full"))
     given = batch(CASES["s4 packed, all trained"])
-    ids, segments = given["input_ids"], given["segment_ids"]
+    ids, valid, segments = (given[x] for x in ("input_ids", "attention_mask", "segment_ids"))
     assert ids is not None
+    assert valid is not None
     assert segments is not None
+    # What a padded token predicts has no meaning.
+    labels = ids.masked_fill(~valid | ~valid.roll(1, dims=1), -100)
     own = slice(None) if part is None else part.tokens
-    output = model.decoder(model.shared(ids[:, own]), None, segments[:, own], part=part)
-    (output * weights[:, own]).sum().backward()
+    output = model(
+        ids[:, own],
+        labels[:, own],
+        attention_mask=valid[:, own],
+        segment_ids=segments[:, own],
+        part=part,
+    )
+    # As under loss scaling: what is behind the loss has a share in all gradients.
+    (3.0 * output.loss).backward()
     if part is not None:
         average_gradients(model.parameters(), part.group)
-    size = 1 if part is None else part.group.size
-    gradients = {n: p.grad * size for n, p in model.named_parameters() if p.grad is not None}
-    return {"output": output.detach(), "gradients": gradients}
+    return {
+        "loss": output.loss.detach(),
+        "logits": output.logits.detach(),
+        "gradients": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+    }
+
+
+WRITING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "length_penalty": 2.0, "no_repeat_ngram_size": 2},
+    "sampled": {"do_sample": True, "temperature": 2.0, "top_p": 0.9},
+    "sampled beams": {"do_sample": True, "temperature": 2.0, "num_beams": 2},
+}
+
+
+def written(part: ContextPart | None) -> dict[str, Tensor]:
+    """What `transformers` generates from padded inputs, with a cache."""
+    case = CASES["s4 padded"]
+    given = inputs_of(case, part)
+    del given["labels"], given["segment_ids"]
+    model = SpadeForConditionalGeneration(SpadePretrainedConfig.from_spade_config(case.config))
+    model.load_state_dict(make_model(case, torch.float32).state_dict())
+    found = {}
+    for name, settings in WRITING.items():
+        torch.manual_seed(9)
+        found[name] = model.eval().generate(**given, max_new_tokens=8, min_new_tokens=4, **settings)
+    return found
+
+
+def bits_of_a_job(group: ContextGroup) -> str:
+    """Digest of the weights after steps with dropout."""
+    model = make_model(CASES["s4"], torch.float32, dropout=0.2)
+    given = inputs_of(CASES["s4"], ContextPart(group, UNEVEN[group.size]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    torch.manual_seed(4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**given).loss.backward()
+        average_gradients(model.parameters(), group)
+        optimizer.step()
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def with_dropout(part: ContextPart, checkpointing: CheckpointingKind) -> dict[str, Any]:
@@ -292,8 +351,10 @@ def go_through(group: ContextGroup) -> dict[str, Any]:
         found["cases"][name] = measure(case, part)
         if case.steps:
             found["cases"][name]["steps"] = train(case, part)
-    part = ContextPart(group, UNEVEN[group.size])
+    part = ContextPart(group, CAUSAL_LENGTHS[group.size])
     found["causal"] = {kind: causal(kind, part) for kind in CAUSAL}
+    found["written"] = written(ContextPart(group, EVEN[group.size]))
+    found["bits"] = bits_of_a_job(group)
     part = ContextPart(group, EVEN[group.size])
     kinds: tuple[CheckpointingKind, ...] = ("none", "none", "full", "selective")
     found["dropout"] = [with_dropout(part, kind) for kind in kinds]
@@ -311,12 +372,13 @@ def go_through(group: ContextGroup) -> dict[str, Any]:
     return found
 
 
-def _rank(rank: int, size: int, folder: Path) -> None:
+def _rank(rank: int, size: int, folder: Path, *, again: bool) -> None:
     torch.set_num_threads(1)
     store = folder / f"{size}.store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     assert dist.group.WORLD is not None
-    found = go_through(ContextGroup.of(dist.group.WORLD))
+    group = ContextGroup.of(dist.group.WORLD)
+    found = {"bits": bits_of_a_job(group)} if again else go_through(group)
     torch.save(found, folder / f"{size}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -324,12 +386,13 @@ def _rank(rank: int, size: int, folder: Path) -> None:
 def main() -> int:
     """Returns 0 if every rank ended well."""
     folder, failed = Path(sys.argv[1]), False
-    for size in map(int, sys.argv[2:]):
+    again = sys.argv[2:] == ["again"]
+    for size in [2] if again else map(int, sys.argv[2:]):
         children = []
         for rank in range(size):
             child = os.fork()
             if child == 0:
-                _rank(rank, size, folder)
+                _rank(rank, size, folder, again=again)
                 os._exit(0)
             children.append(child)
         failed |= any(os.waitpid(child, 0)[1] != 0 for child in children)
