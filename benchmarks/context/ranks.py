@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
 import multiprocessing
@@ -17,6 +18,9 @@ from torch.multiprocessing.spawn import start_processes
 from benchmarks.context.options import Options
 from spade_model.context_parallel.group import ContextGroup
 
+_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES = -3, 2**20
+"""Of glibc's mallopt. Left alone, it keeps freed blocks of up to 32 MiB for later: a process with a
+quarter of the text, whose tensors are below that, then holds more than a quarter of the memory."""
 _LONGEST_WAIT = datetime.timedelta(hours=2)
 """Of one process for another, which may train another network meanwhile."""
 
@@ -52,6 +56,8 @@ def _answer(folder: Path, rank: int) -> Path:
 
 def _rank(rank: int, measurement: Measurement, size: int, options: Options, folder: Path) -> None:
     torch.set_num_threads(1)
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",

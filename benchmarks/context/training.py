@@ -91,6 +91,7 @@ def training_tables(options: Options) -> list[Table]:
     notes = (
         "forward, backward, AdamW, activation checkpointing of whole layers",
         "peak: resident memory above imports and weights, of the process that has most",
+        "freed blocks of a MiB and more go back at once",
         "gradients, AdamW's moments and buffers of messages are part of it and do not shrink",
         f"{options.training_steps} steps, medians; more processes than cores take turns",
         "difference of losses: the largest of a step, relative to the first row",
