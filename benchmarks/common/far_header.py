@@ -178,6 +178,7 @@ def train_tagger(
     training: Training,
     draw: Callable[[], Texts],
     after_step: Callable[[int], bool] = lambda step: True,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Tagger:
     """Train a tagger.
 
@@ -186,11 +187,12 @@ def train_tagger(
         training: How.
         draw: Returns the next batch.
         after_step: Called with the number of steps done; training ends early when it says False.
+        optimizer: The one to train with, for whoever looks at it; None: made from `training`.
 
     Returns:
         The same tagger, in evaluation mode.
     """
-    optimizer = training.optimizer(model)
+    optimizer = training.optimizer(model) if optimizer is None else optimizer
     schedule = training.schedule(optimizer)
     for step in range(training.steps):
         train_step(model, optimizer, draw())

@@ -45,6 +45,7 @@ def encode_lengths(group: ContextGroup, options: Options) -> dict[str, Any]:
     durations = alternate(functions, options.repeats)
     extra_bytes = {}
     for name, function in functions.items():
+        function()  # Lets go what other lengths left in caches.
         with PeakMemory() as peak:
             function()
         extra_bytes[name] = peak.extra_bytes
