@@ -140,7 +140,9 @@ class LocalFolder:
         """See `DatasetFolder.read_bytes`."""
         path = self.path / check_plain_file(file)
         with explaining("read", path), os.fdopen(self._open(path), "rb") as stream:
-            data = stream.read(MAXIMUM_SMALL_FILE_BYTES + 1)
+            # A buffer is taken for all that is asked for: no more than there is.
+            size = os.fstat(stream.fileno()).st_size
+            data = stream.read(min(size, MAXIMUM_SMALL_FILE_BYTES) + 1)
         if len(data) > MAXIMUM_SMALL_FILE_BYTES:
             raise DataError(f"{path} is larger than {MAXIMUM_SMALL_FILE_BYTES} bytes; {self._hint}")
         if checksum is not None and xxhash.xxh3_128_hexdigest(data) != checksum:
