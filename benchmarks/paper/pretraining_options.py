@@ -12,8 +12,8 @@ from data_pipeline.objectives.span_corruption import SpanCorruption
 class DataOptions:
     """What decides about the samples."""
 
-    vocab_size: int = 4096
-    """Small, so that little compute goes beyond single words."""
+    vocab_size: int = 1536
+    """Small, so that a network gets beyond frequencies within minutes."""
     sentinels: int = 256
     shortest_document_bytes: int = 16_000
     """Shorter documents are left out: about two windows."""
@@ -77,7 +77,7 @@ class PretrainingOptions:
 
     cpu_minutes: float = 4.0
     """Of each run."""
-    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3, 6e-3)
+    learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2)
     """Tried for each network; Muon's, and AdamW's for what Muon does not take."""
     trial_share: float = 1 / 6
     """Of a run's budget, for each trial."""

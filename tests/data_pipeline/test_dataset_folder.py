@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import threading
@@ -25,8 +26,10 @@ from data_pipeline.remote.dataset_folder import (
 
 SHARD_BYTES = 300_000
 QUICK = RetrySettings(
-    attempts=3, timeout_seconds=0.5, first_delay_seconds=0.01, longest_delay_seconds=0.05
+    attempts=3, timeout_seconds=20, first_delay_seconds=0.01, longest_delay_seconds=0.05
 )
+HASTY = dataclasses.replace(QUICK, timeout_seconds=0.5)
+"""For servers that do not answer; others may take their time on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,14 @@ def shard(tmp_path: Path) -> Shard:
 
 
 @pytest.fixture
-def remote(server: FaultyServer, shard: Shard, tmp_path: Path) -> Iterator[RemoteFolder]:
-    settings = CacheSettings(folder=tmp_path / "cache", size_bytes=10**6, retry=QUICK)
+def remote(
+    server: FaultyServer, shard: Shard, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[RemoteFolder]:
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    fault = parameters.get("fault")
+    is_silent = isinstance(fault, tuple) and fault[0] in ("hang", "trickle")
+    retry = HASTY if is_silent else QUICK
+    settings = CacheSettings(folder=tmp_path / "cache", size_bytes=10**6, retry=retry)
     folder = open_dataset_folder(server.url, settings)
     assert isinstance(folder, RemoteFolder)
     yield folder
