@@ -294,11 +294,12 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         folder.read_bytes("manifest.json")
 
 
+@pytest.mark.parametrize("fault", [("trickle", 0.05)])
 def test_no_thread_stays_behind_with_a_trickle(
-    server: FaultyServer, remote: RemoteFolder, shard: Shard
+    server: FaultyServer, remote: RemoteFolder, shard: Shard, fault: object
 ) -> None:
     before = set(threading.enumerate())
-    server.always[shard.file] = ("trickle", 0.05)
+    server.always[shard.file] = fault
     with pytest.raises(DataError, match="no answer"):
         remote.open_shard(shard)
     deadline_seconds = time.monotonic() + 5
@@ -311,7 +312,7 @@ def test_secrets_of_a_url_stand_in_no_message(
     server: FaultyServer, shard: Shard, tmp_path: Path
 ) -> None:
     url = f"http://user:pass-word@127.0.0.1:{server.port}?token=se-cret&x=1"
-    folder = open_dataset_folder(url, CacheSettings(folder=tmp_path / "cache", retry=QUICK))
+    folder = open_dataset_folder(url, CacheSettings(folder=tmp_path / "cache", retry=HASTY))
     assert folder.name == server.url
     assert is_right(folder.open_shard(shard), shard)
     messages = []
