@@ -12,6 +12,7 @@ questions with the same ``--out`` join what is there.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -44,16 +45,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder that holds sotu/docs.jsonl.gz")
     parser.add_argument("--workers", type=int, help="processes at a time, of one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", help="of each variant")
+    parser.add_argument("--pretraining-cpu-minutes", type=float, help="of each pretraining run")
     parser.add_argument("--draw", type=Path, metavar="FOLDER", help="only draw its plots again")
     chosen = parse_questions(parser, arguments, QUESTIONS)
     if chosen.workers is not None and chosen.workers < 0:
         parser.error(f"--workers {chosen.workers} is below 0; 0 measures in this process")
+    if chosen.pretraining_cpu_minutes is not None and chosen.pretraining_cpu_minutes <= 0:
+        parser.error("--pretraining-cpu-minutes is not above 0; give minutes, for instance 6")
     return chosen
 
 
 def make_options(chosen: argparse.Namespace) -> Options:
     """Return the options with what the command line says in place of defaults."""
-    return replaced(SMOKE if chosen.smoke else Options(), chosen)
+    options = replaced(SMOKE if chosen.smoke else Options(), chosen)
+    if chosen.pretraining_cpu_minutes is None:
+        return options
+    minutes = chosen.pretraining_cpu_minutes
+    pretraining = dataclasses.replace(options.pretraining, cpu_minutes=minutes)
+    return dataclasses.replace(options, pretraining=pretraining)
 
 
 def answer(question: str, options: Options) -> list[Table]:

@@ -11,7 +11,8 @@ import dataclasses
 import multiprocessing
 import resource
 import signal
-import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -28,9 +29,10 @@ OUT_OF_MEMORY, OUT_OF_TIME = "out of memory", "over the time limit"
 FULL, TILED = "full", "full in tiles"
 _IMPORTED_FIRST = [__name__, "transformers.models.t5.modeling_t5"]
 _WARM_UP_TOKENS = 256
-_LONG_ENOUGH_SECONDS = 5.0
+_LONG_SECONDS = 5.0
 """What takes longer is measured once: its noise is small beside the differences of lengths."""
-_REPEATS = 3
+_MEASURED_SECONDS = 0.3
+"""Passes are repeated for so long; some kernels count processor time in steps of 4 ms."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Cost:
     """Of one pass over one row; nothing but `ended` where a limit was met."""
 
     cpu_seconds: float | None = None
-    """Median over the passes."""
+    """Mean of the passes."""
     extra_bytes: int | None = None
     """Peak of resident memory above weights and ids."""
     ended: str | None = None
@@ -100,16 +102,24 @@ def _measure_into(length: Length, connection: Connection) -> None:
 
     try:
         with PeakMemory() as peak:
-            seconds = [measure(run).cpu]
-        while sum(seconds) < _LONG_ENOUGH_SECONDS and len(seconds) < _REPEATS:
-            seconds.append(measure(run).cpu)
-        cost = Cost(statistics.median(seconds), peak.extra_bytes)
+            first_seconds = measure(run).cpu
+        seconds = first_seconds if first_seconds > _LONG_SECONDS else _mean_seconds(run)
+        cost = Cost(seconds, peak.extra_bytes)
     except (MemoryError, RuntimeError) as error:
         # torch's allocator has no error of its own.
         if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise
         cost = Cost(ended=OUT_OF_MEMORY)
     connection.send(cost)
+
+
+def _mean_seconds(run: Callable[[], object]) -> float:
+    started, passes, spent_seconds = time.process_time(), 0, 0.0
+    while spent_seconds < _MEASURED_SECONDS:
+        run()
+        passes += 1
+        spent_seconds = time.process_time() - started
+    return spent_seconds / passes
 
 
 def _limit(length: Length) -> None:

@@ -13,7 +13,8 @@ from spade_model.attention.geometry import make_geometry
 from spade_model.attention.long import AttentionContext, position_context
 from spade_model.config import AttentionBackend, SpadeConfig
 from spade_model.context_parallel.group import ContextGroup
-from spade_model.context_parallel.halo import Halo, widened_projections
+from spade_model.context_parallel.halo import Halo
+from spade_model.context_parallel.halo_exchange import widened_projections
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from spade_model.config import AttentionBackend, SpadeConfig
 from spade_model.context_parallel.checks import check_context, cut_lengths
 from spade_model.context_parallel.cross_attention import sharded_attention
 from spade_model.context_parallel.group import ContextGroup, differentiable_total
-from spade_model.context_parallel.halo import make_halo, widened_ids
+from spade_model.context_parallel.halo import make_halo
+from spade_model.context_parallel.halo_exchange import widened_ids
 from spade_model.context_parallel.local_attention import halo_attention_context
 from spade_model.context_parallel.state_passing import StatePassing, passages_of
 from spade_model.layers import TokenContext
