@@ -67,23 +67,23 @@ class ExtrapolationOptions:
     """Lengths that taggers are asked at."""
     texts: tuple[int, ...] = (48, 48, 24)
     """Of each length and kind."""
-    full_texts: tuple[int, ...] = (48, 24, 6)
-    """The same for full attention."""
+    full_texts: tuple[int, ...] = (48, 12)
+    """The same for full attention, of as many lengths."""
     batch: int = 8
-    steps: int = 600
-    full_steps: int = 200
+    steps: int = 500
+    full_steps: int = 100
     every_steps: int = 50
     """Between evaluations."""
     tagger: dict[str, Any] = field(default_factory=dict)
     """Changes to `benchmarks.common.far_header.tagger_config`."""
     language: dict[str, Any] = field(default_factory=lambda: LANGUAGE_MODEL)
-    language_tokens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384)
+    language_tokens: tuple[int, ...] = (1024, 4096, 16_384)
     """Context that language models are asked with."""
     language_batch: int = 4
-    language_steps: int = 350
-    language_full_steps: int = 150
+    language_steps: int = 200
+    language_full_steps: int = 90
     """Of full attention, whose steps take more than twice as long."""
-    documents: int = 16
+    documents: int = 12
     """Held-out ones, one window each."""
     artificial: bool = False
     """Take an artificial text where there are no real documents."""
@@ -143,7 +143,7 @@ SMOKE = Options(
         trained_tokens=128,
         recall_tokens=(128, 2048),
         texts=(2, 2),
-        full_texts=(2, 1),
+        full_texts=(2,),
         batch=2,
         steps=2,
         full_steps=2,

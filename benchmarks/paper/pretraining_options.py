@@ -75,7 +75,7 @@ class RunOptions:
 class PretrainingOptions:
     """Of question (e)."""
 
-    cpu_minutes: float = 4.0
+    cpu_minutes: float = 3.0
     """Of each run."""
     learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2)
     """Tried for each network; Muon's, and AdamW's for what Muon does not take."""

@@ -31,7 +31,7 @@ _IMPORTED_FIRST = [__name__, "transformers.models.t5.modeling_t5"]
 _WARM_UP_TOKENS = 256
 _LONG_SECONDS = 5.0
 """What takes longer is measured once: its noise is small beside the differences of lengths."""
-_MEASURED_SECONDS = 0.3
+_MEASURED_SECONDS = 0.1
 """Passes are repeated for so long; some kernels count processor time in steps of 4 ms."""
 
 
