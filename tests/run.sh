@@ -49,10 +49,11 @@ check() {
 check "ruff check" "$VENV/bin/ruff" check .
 check "ruff format" "$VENV/bin/ruff" format --check .
 check "mypy" "$VENV/bin/mypy"
-# One process a core. The slow ones start processes themselves and wait for them half of the time.
+# One process a core. The slow ones start processes themselves and wait for them half of the time: a
+# third worker takes what two leave idle of two cores.
 check "fast tests" "${PYTEST[@]}" -n logical --maxprocesses 8 \
     -m "not slow and not cluster" ${arguments[@]+"${arguments[@]}"}
-check "slow tests" "${PYTEST[@]}" -n 2 --dist worksteal \
+check "slow tests" "${PYTEST[@]}" -n 3 --dist worksteal \
     -m "slow or cluster" ${arguments[@]+"${arguments[@]}"}
 
 if [ "${#failed[@]}" -gt 0 ]; then
