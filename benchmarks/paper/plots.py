@@ -77,7 +77,7 @@ def _draw_recall(tables: dict[str, Rows], path: Path) -> None:
         axes.axhline(row["best possible"], color="black", linestyle=style, label=label)
     axes.set(xlabel="steps", ylabel="share of right answers", ylim=(0, 1.05))
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=100)
 
 
